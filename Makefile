@@ -1,0 +1,68 @@
+# From a clone to a book: `make reproduce`. Checks: `make test`. Everything else: `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PY := $(VENV)/bin/python
+
+.PHONY: help setup reproduce book test clean
+
+help: ## this list
+	@printf 'make TARGET, where TARGET is one of\n'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
+	@printf 'Options: PYTHON=python3.12 (3.11 to 3.13), VENV=folder, JOBS=notebooks at a time\n'
+
+# ---- set-up: a virtual environment, the pinned requirements, the package -------------------------------------------
+CHECK_PYTHON := import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	"%s is Python %d.%d, but vaegap needs 3.11, 3.12 or 3.13. Cure: make PYTHON=python3.12 ..., and if there is a folder \
+	$(VENV) of another Python, remove it." % (sys.executable, v[0], v[1]))
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo 'There is no "$(PYTHON)" here. Cure: install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	@echo "== set-up 1/3: virtual environment $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.requirements: requirements.txt constraints.txt | $(VENV)/bin/python
+	@$(PY) -c '$(CHECK_PYTHON)'
+	@echo "== set-up 2/3: requirements.txt under constraints.txt (minutes on the first time; PyTorch is large)"
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/.package: pyproject.toml $(VENV)/.requirements
+	@echo "== set-up 3/3: the package vaegap"
+	$(PY) -m pip install --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+setup: $(VENV)/.package ## only the virtual environment
+
+# ---- the book ------------------------------------------------------------------------------------------------------
+reproduce: $(VENV)/.package ## run every notebook in the quick profile on this machine, build the book, print what was measured
+	@echo "== notebooks: the quick profile, computed on this machine"
+	@$(PY) workflow/render.py --profile quick --results runs --jobs $(JOBS)
+	@$(MAKE) html
+	@$(PY) workflow/render.py --report
+
+book: $(VENV)/.package ## build the book from the committed records
+	@$(PY) workflow/render.py --profile published --jobs $(JOBS)
+	@$(MAKE) html
+
+.PHONY: html
+html:
+	@echo "== book: from the executed notebooks to HTML, every warning an error"
+	@$(VENV)/bin/jupyter-book build _build/source --path-output . --all -W -n --keep-going --quiet
+	@echo "The book: file://$(CURDIR)/_build/html/index.html"
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+test: $(VENV)/.package ## ruff, mypy and every test, the notebooks and the examples in docstrings among them
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 120 tests vaegap notebooks
+
+clean: ## remove what was built and computed here (_build, runs), keep the virtual environment
+	rm -rf _build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

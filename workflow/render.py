@@ -1,0 +1,157 @@
+"""Run the book's notebooks with papermill and lay out the folder that the book is built from, `_build/source`.
+
+That folder holds links to the pages and the executed copies of the notebooks, under the same names as in the
+repository, so that one table of contents serves both. A notebook is run again only when it, its parameters, the package
+or the records have changed. A copy is put in place only after its run has ended well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "_build"
+SOURCE = BUILD / "source"
+STAMPS = BUILD / "stamps.json"
+LINKED = ("_config.yml", "_toc.yml", "book", "results")
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Tail:
+    """Where papermill writes what a notebook prints: whole lines, each under the notebook's name.
+
+    Progress bars rewrite their line many times a second; of these only one line every few seconds is printed, so that
+    a log stays readable.
+    """
+
+    lock = threading.Lock()
+
+    def __init__(self, name: str) -> None:
+        self.name, self.rest, self.last = name, "", 0.0
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text.replace("\r", "\n\r")).split("\n")
+        for line in lines:
+            is_bar = line.startswith("\r") and "100%" not in line
+            if not line.strip() or (is_bar and time.monotonic() - self.last < SECONDS_BETWEEN_LINES):
+                continue
+            if is_bar:
+                self.last = time.monotonic()
+            with self.lock:
+                print(f"   {self.name}: {line.strip()}", flush=True)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits here: lines are printed as they come."""
+
+
+def execute(name: str, parameters: dict[str, Any]) -> float:
+    """Run one notebook and put the copy with its outputs in place of the former one. Returns the seconds it took."""
+    import nbformat
+    import papermill
+
+    started = time.monotonic()
+    partial = BUILD / "partial" / f"{name}.ipynb"  # what a failed run leaves, to look at
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    tail = Tail(name)
+    notebook = papermill.execute_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb",
+        partial,
+        parameters,
+        kernel_name="python3",
+        progress_bar=False,
+        stdout_file=tail,
+        stderr_file=tail,
+        extra_arguments=["--IPKernelApp.log_level=40"],
+    )
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"].append("hide-input")
+    notebook.metadata["papermill"] = {"parameters": parameters}  # without the paths of this machine
+    nbformat.write(notebook, partial)
+    os.replace(partial, SOURCE / "notebooks" / partial.name)
+    return time.monotonic() - started
+
+
+def digest(paths: list[Path]) -> str:
+    """SHA-256 over the names and contents of files."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def stamp(name: str, parameters: dict[str, Any], results: Path) -> dict[str, str]:
+    """What the executed copy of a notebook was made from."""
+    package = [p for p in (ROOT / "vaegap").rglob("*") if p.suffix in {".py", ".mplstyle"}]
+    return {
+        "notebook": digest([ROOT / "notebooks" / f"{name}.ipynb"]),
+        "parameters": json.dumps(parameters, sort_keys=True),
+        "package": digest(package),
+        "records": f"{results} {sorted(p.parent.name for p in results.glob('*/run.json'))}",
+    }
+
+
+def lay_out() -> None:
+    """`_build/source`: links to the pages, and a folder for the executed notebooks."""
+    (SOURCE / "notebooks").mkdir(parents=True, exist_ok=True)
+    for name in LINKED:
+        link = SOURCE / name
+        if (ROOT / name).exists() and not link.is_symlink():
+            link.symlink_to(os.path.relpath(ROOT / name, SOURCE))
+
+
+def render(runs: dict[str, dict[str, Any]], results: Path, jobs: int) -> list[str]:
+    """Run what has to be run; returns the names of the notebooks that failed."""
+    lay_out()
+    old = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
+    wanted = [
+        name
+        for name, parameters in runs.items()
+        if old.get(name) != stamp(name, parameters, results) or not (SOURCE / "notebooks" / f"{name}.ipynb").exists()
+    ]
+    print(f"   {len(wanted)} of {len(runs)} notebooks to run {wanted or ''}", flush=True)
+    failed = []
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        futures = {pool.submit(execute, name, runs[name]): name for name in wanted}
+        for future in as_completed(futures):
+            name = futures[future]
+            try:
+                print(f"   {name}: done in {future.result():.0f} s", flush=True)
+            except Exception as error:  # whatever a notebook raises: the others go on
+                failed.append(name)
+                print(f"   {name}: FAILED; see _build/partial/{name}.ipynb\n{error}", file=sys.stderr, flush=True)
+    done = {name: stamp(name, runs[name], results) for name in runs if name not in failed}
+    STAMPS.write_text(json.dumps(done, indent=1) + "\n")
+    return failed
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--profile", help="use this profile in every notebook instead of those in workflow/book.yaml")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="the folder of the records")
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
+    options = parser.parse_args()
+    runs: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "workflow" / "book.yaml").read_text())
+    if options.profile:
+        runs = {name: {**parameters, "profile": options.profile} for name, parameters in runs.items()}
+    os.environ["VAEGAP_RESULTS"] = str(options.results.resolve())
+    if options.jobs > 1:  # side by side, kernels that each take all cores only stand in each other's way
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
+    return 1 if render(runs, options.results.resolve(), options.jobs) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
