@@ -1,0 +1,120 @@
+"""Where things lie, and how to write a file so that it is either wholly there or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vaegap.lab.errors import StorageError
+
+__all__ = ["data_root", "find_results", "find_root", "storage_errors", "work_folder", "write_atomic"]
+
+_MARKS = ("workflow/grid.yaml", "notebooks")  # what a checkout of this project has, beside its pyproject.toml
+
+
+def data_root() -> Path:
+    """The folder of the data sets: `$VAEGAP_DATA`, or `~/.cache/vaegap`."""
+    named = os.environ.get("VAEGAP_DATA")
+    return Path(named).expanduser() if named else Path("~/.cache/vaegap").expanduser()
+
+
+def find_root(start: str | os.PathLike[str] | None = None) -> Path:
+    """The project's root folder, from anywhere.
+
+    Looks upwards from `start` (the working folder where it is not given), then beside the installed package (an
+    editable install lies in its checkout); where neither is a checkout, the working folder itself is the root.
+
+    Args:
+        start: where to begin looking.
+
+    Returns:
+        An absolute path.
+    """
+    here = Path(start or Path.cwd()).resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "pyproject.toml").is_file() and any((folder / mark).exists() for mark in _MARKS):
+            return folder
+    return here
+
+
+def find_results(results: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the records: `results`, else `$VAEGAP_RESULTS`, else `results/` in the project's root."""
+    named = results or os.environ.get("VAEGAP_RESULTS")
+    return Path(named).expanduser().resolve() if named else find_root() / "results"
+
+
+def work_folder(results: Path, run_id: str) -> Path:
+    """The scratch folder of a run (lock, checkpoints), on the same disk as its record."""
+    return results / "_work" / run_id
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | os.PathLike[str], what: str = "the file") -> Iterator[None]:
+    """Turn the operating system's refusals to write into one clear message.
+
+    Args:
+        path: what is being written; the message names it.
+        what: what it is, in words.
+
+    Raises:
+        StorageError: for a full disk, a used-up quota, a read-only or forbidden folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = {
+            errno.ENOSPC: "the disk is full; free some space and run it again, it goes on from its last checkpoint",
+            errno.EDQUOT: "your disk quota is used up; free some space and run it again",
+            errno.EROFS: "the folder is read-only; set VAEGAP_RESULTS to a folder that you can write to",
+            errno.EACCES: "you may not write there; set VAEGAP_RESULTS to a folder that you can write to",
+            errno.EPERM: "you may not write there; set VAEGAP_RESULTS to a folder that you can write to",
+        }.get(error.errno or 0)
+        if cause is None and isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError):
+            cause = "its folder cannot be made there; set VAEGAP_RESULTS to a folder that you can write to"
+        if cause is None:
+            cause = f"{error.strerror or error}"
+        raise StorageError(f"{path}: cannot write {what}: {cause}. Nothing was left half-written.") from None
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes, what: str = "the file") -> None:
+    """Write a file under a temporary name beside it, flush it to the disk, and rename it into place.
+
+    A crash at any moment leaves either the old file or the new one, never a mixture; a failed write leaves the old
+    one and no temporary file.
+
+    Args:
+        path: the file; its folder is created where it is missing.
+        data: all of its bytes.
+        what: what it is, for the message.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path, what):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut, where the system lets us."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
