@@ -61,8 +61,8 @@ def draw() -> Figure:
 
     fig, (joint, middle, right) = plt.subplots(1, 3, figsize=(6.4, 2.9), width_ratios=(1, 1.1, 1.25))
     levels = q.max() * np.array([0.02, 0.15, 0.4, 0.7, 1.0])
-    joint.contourf(Z[::4], V[::4], q.T[::4, ::4], levels=levels, colors=[GREEN], alpha=0.25)
-    joint.contour(Z[::4], V[::4], q.T[::4, ::4], levels=levels[:-1], colors=[GREEN], linewidths=1)
+    joint.contourf(Z[::2], V[::2], q.T[::2, ::2], levels=levels, colors=[GREEN], alpha=0.25)
+    joint.contour(Z[::2], V[::2], q.T[::2, ::2], levels=levels[:-1], colors=[GREEN], linewidths=1)
     joint.set(xlim=(-3.6, 3.6), ylim=(-3, 3), xlabel="$z_1$", ylabel="$v_1$", title="$q(z_1, v_1)$")
     middle.fill_between(Z, np.exp(log_posterior(Z)), color=GREY, alpha=0.35, lw=0, label="posterior")
     middle.plot(Z, marginal, color=GREEN, label="flow")
