@@ -44,12 +44,12 @@ setup: $(VENV)/.package ## only the virtual environment
 # ---- the book ------------------------------------------------------------------------------------------------------
 reproduce: $(VENV)/.package ## run every notebook in the quick profile on this machine, build the book, print what was measured
 	@echo "== notebooks: the quick profile, computed on this machine"
-	@$(PY) workflow/render.py --profile quick --results runs --jobs $(JOBS)
+	@$(PY) workflow/render.py --profile quick --jobs $(JOBS)
 	@$(MAKE) html
 	@$(PY) workflow/render.py --report
 
 book: $(VENV)/.package ## build the book from the committed records
-	@$(PY) workflow/render.py --profile published --jobs $(JOBS)
+	@$(PY) workflow/render.py --jobs $(JOBS)
 	@$(MAKE) html
 
 .PHONY: html
@@ -64,5 +64,5 @@ test: $(VENV)/.package ## ruff, mypy and every test, the notebooks and the examp
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 120 tests vaegap notebooks
 
-clean: ## remove what was built and computed here (_build, runs), keep the virtual environment
-	rm -rf _build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove what was built, and the records of quick runs; keep the virtual environment and all other records
+	rm -rf _build results/*-quick-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -92,14 +92,14 @@ def digest(paths: list[Path]) -> str:
     return total.hexdigest()
 
 
-def stamp(name: str, parameters: dict[str, Any], results: Path) -> dict[str, str]:
+def stamp(name: str, parameters: dict[str, Any]) -> dict[str, str]:
     """What the executed copy of a notebook was made from."""
     package = [p for p in (ROOT / "vaegap").rglob("*") if p.suffix in {".py", ".mplstyle"}]
     return {
         "notebook": digest([ROOT / "notebooks" / f"{name}.ipynb"]),
         "parameters": json.dumps(parameters, sort_keys=True),
         "package": digest(package),
-        "records": f"{results} {sorted(p.parent.name for p in results.glob('*/run.json'))}",
+        "records": digest(list((ROOT / "results").glob("*/run.json"))),
     }
 
 
@@ -112,14 +112,14 @@ def lay_out() -> None:
             link.symlink_to(os.path.relpath(ROOT / name, SOURCE))
 
 
-def render(runs: dict[str, dict[str, Any]], results: Path, jobs: int) -> list[str]:
+def render(runs: dict[str, dict[str, Any]], jobs: int) -> list[str]:
     """Run what has to be run; returns the names of the notebooks that failed."""
     lay_out()
     old = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
     wanted = [
         name
         for name, parameters in runs.items()
-        if old.get(name) != stamp(name, parameters, results) or not (SOURCE / "notebooks" / f"{name}.ipynb").exists()
+        if old.get(name) != stamp(name, parameters) or not (SOURCE / "notebooks" / f"{name}.ipynb").exists()
     ]
     print(f"   {len(wanted)} of {len(runs)} notebooks to run {wanted or ''}", flush=True)
     failed = []
@@ -132,7 +132,7 @@ def render(runs: dict[str, dict[str, Any]], results: Path, jobs: int) -> list[st
             except Exception as error:  # whatever a notebook raises: the others go on
                 failed.append(name)
                 print(f"   {name}: FAILED; see _build/partial/{name}.ipynb\n{error}", file=sys.stderr, flush=True)
-    done = {name: stamp(name, runs[name], results) for name in runs if name not in failed}
+    done = {name: stamp(name, runs[name]) for name in runs if name not in failed}
     STAMPS.write_text(json.dumps(done, indent=1) + "\n")
     return failed
 
@@ -141,16 +141,14 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--profile", help="use this profile in every notebook instead of those in workflow/book.yaml")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="the folder of the records")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
     options = parser.parse_args()
     runs: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "workflow" / "book.yaml").read_text())
     if options.profile:
         runs = {name: {**parameters, "profile": options.profile} for name, parameters in runs.items()}
-    os.environ["VAEGAP_RESULTS"] = str(options.results.resolve())
     if options.jobs > 1:  # side by side, kernels that each take all cores only stand in each other's way
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
-    return 1 if render(runs, options.results.resolve(), options.jobs) else 0
+    return 1 if render(runs, options.jobs) else 0
 
 
 if __name__ == "__main__":
