@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vaegap.lab.errors import StorageError
 
-__all__ = ["data_root", "find_results", "find_root", "storage_errors", "work_folder", "write_atomic"]
+__all__ = ["data_root", "find_results", "find_root", "scratch_folder", "storage_errors", "work_folder", "write_atomic"]
 
 _MARKS = ("workflow/grid.yaml", "notebooks")  # what a checkout of this project has, beside its pyproject.toml
 
@@ -49,6 +49,14 @@ def find_results(results: str | os.PathLike[str] | None = None) -> Path:
 def work_folder(results: Path, run_id: str) -> Path:
     """The scratch folder of a run (lock, checkpoints), on the same disk as its record."""
     return results / "_work" / run_id
+
+
+def scratch_folder(results: Path, name: str = "_work") -> Path:
+    """A folder inside the results that git leaves alone; made where it is missing."""
+    folder = results / name
+    if not (folder / ".gitignore").is_file():
+        write_atomic(folder / ".gitignore", b"*\n", "the scratch folder's .gitignore")
+    return folder
 
 
 @contextlib.contextmanager
