@@ -1,0 +1,24 @@
+"""Errors that say what is wrong with the input and how to cure it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["InputError"]
+
+
+class InputError(ValueError):
+    """Input that would give wrong numbers; the message names the cure.
+
+    Args:
+        message: what is wrong, where, and what to do about it.
+        indices: positions of the offending images, if any.
+
+    Example:
+        >>> InputError("image 3 holds NaN", indices=[3]).indices
+        [3]
+    """
+
+    def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.indices = list(indices)

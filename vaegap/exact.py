@@ -1,0 +1,248 @@
+r"""Oracles: a linear-Gaussian VAE, whose gaps are known in closed form, and quadrature for two latents."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaegap.bounds import evaluating
+from vaegap.errors import InputError
+from vaegap.models import VAE, Model
+from vaegap.posteriors import Posterior
+
+__all__ = ["ExactGaps", "LinearGaussianVAE", "Quadrature", "linear_gaussian_vae", "quadrature"]
+
+
+@dataclass(frozen=True)
+class ExactGaps:
+    """Exact values per image, all in nats (N,): log p(x), the best L[q*] of each family, L[q], and the gaps.
+
+    `approximation` and `amortization` are those of the factorized family; a full covariance contains the posterior.
+    """
+
+    log_p: Tensor
+    best_gaussian: Tensor
+    best_full_gaussian: Tensor
+    elbo: Tensor
+
+    @property
+    def approximation(self) -> Tensor:
+        return self.log_p - self.best_gaussian
+
+    @property
+    def amortization(self) -> Tensor:
+        return self.best_gaussian - self.elbo
+
+
+class LinearGaussianVAE(VAE):
+    r"""x = W z + b + σ ε with z ~ N(0, I): every quantity of the decomposition has a closed form.
+
+    With precision Λ = I + WᵀW/σ², the posterior is N(Λ⁻¹Wᵀ(x − b)/σ², Λ⁻¹). The best factorized q has the same mean
+    and variances 1/Λ_ii, at KL(q*||p) = ½ (Σ_i log Λ_ii − log|Λ|). The encoder is linear, and off by a known amount.
+
+    Args:
+        data_dim, latent_dim: sizes of x and z.
+        noise: σ.
+        encoder_error: size of the random error in the encoder's weights; 0 makes the amortization gap vanish.
+        seed: of W, b and the encoder's error.
+    """
+
+    def __init__(self, data_dim: int, latent_dim: int, noise: float, encoder_error: float, seed: int) -> None:
+        super().__init__(
+            data_dim,
+            latent_dim,
+            encoder_hidden=(),
+            decoder_hidden=(),
+            likelihood="gaussian",
+            likelihood_options={"scale": noise},
+            seed=seed,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        d = latent_dim
+        with torch.no_grad():
+            self.weight = torch.randn(data_dim, d, generator=generator) / math.sqrt(d)
+            self.offset = torch.randn(data_dim, generator=generator)
+            self.noise = noise
+            layer = self.decoder[0]
+            layer.weight.copy_(self.weight)  # type: ignore[operator, union-attr]
+            layer.bias.copy_(self.offset)  # type: ignore[operator, union-attr]
+            precision = self.precision()
+            gain = torch.linalg.solve(precision, self.weight.double().mT) / noise**2
+            gain = gain + encoder_error * torch.randn(gain.shape, generator=generator) / math.sqrt(data_dim)
+            logvar = -precision.diagonal().log() + encoder_error * torch.randn(d, generator=generator)
+            linear = self.head.linear
+            linear.weight.copy_(torch.cat([gain, torch.zeros_like(gain)]))  # type: ignore[operator, union-attr]
+            linear.bias.copy_(torch.cat([-gain @ self.offset.double(), logvar]))  # type: ignore[operator, union-attr]
+
+    def precision(self) -> Tensor:
+        """Λ (d, d), in double precision."""
+        w = self.weight.double()
+        return torch.eye(self.latent_dim, dtype=torch.float64) + w.mT @ w / self.noise**2
+
+    def simulate(self, num: int, seed: int = 0) -> Tensor:
+        """Images from the model (num, D)."""
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(num, self.latent_dim, generator=generator)
+        eps = torch.randn(num, self.data_dim, generator=generator)
+        return (z @ self.weight.T + self.offset + self.noise * eps).to(self.dtype)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Exact log p(x) (N,), nats."""
+        cov = self.weight.double() @ self.weight.double().mT
+        cov = cov + self.noise**2 * torch.eye(self.data_dim, dtype=torch.float64)
+        return torch.distributions.MultivariateNormal(self.offset.double(), cov).log_prob(x.double())
+
+    def posterior_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact posterior means (N, d) and the covariance (d, d) that all images share."""
+        cov = torch.linalg.inv(self.precision())
+        return (x.double() - self.offset.double()) @ self.weight.double() @ cov / self.noise**2, cov
+
+    def kl_to_posterior(self, x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+        """KL(N(mean, cov) || p(z|x)) (N,) for mean (N, d) and cov (N, d, d)."""
+        true_mean, true_cov = self.posterior_moments(x)
+        p = torch.distributions.MultivariateNormal(true_mean, true_cov)
+        q = torch.distributions.MultivariateNormal(mean.double(), cov.double())
+        return torch.distributions.kl_divergence(q, p)
+
+    @torch.no_grad()
+    def exact_gaps(self, x: Tensor) -> ExactGaps:
+        """The whole decomposition in closed form for images x (N, D)."""
+        log_p = self.log_evidence(x)
+        precision = self.precision()
+        loss = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
+        mean, sd = self.encode(x).moments()
+        elbo = log_p - self.kl_to_posterior(x, mean, torch.diag_embed(sd**2))
+        return ExactGaps(log_p, log_p - loss, log_p, elbo)
+
+
+def linear_gaussian_vae(
+    data_dim: int = 20, latent_dim: int = 5, noise: float = 0.5, encoder_error: float = 0.1, seed: int = 0
+) -> LinearGaussianVAE:
+    """A VAE whose log p(x), best posteriors and gaps are known exactly.
+
+    Args:
+        data_dim, latent_dim: sizes of x and z.
+        noise: standard deviation of the observation noise.
+        encoder_error: how wrong the encoder is; 0 for the best factorized posterior.
+        seed: of everything random in it.
+
+    Returns:
+        a `LinearGaussianVAE`, usable wherever a `VAE` is.
+
+    Source: Bishop 2006, eqs. 2.113-2.117; design of the oracle: book, "Exact oracles".
+
+    Example:
+        >>> vae = linear_gaussian_vae()
+        >>> gaps = vae.exact_gaps(vae.simulate(4, seed=1))
+        >>> bool((gaps.amortization >= 0).all() and (gaps.approximation > 0).all())
+        True
+    """
+    return LinearGaussianVAE(data_dim, latent_dim, noise, encoder_error, seed)
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """The true posterior on a grid, image by image.
+
+    Args:
+        log_p: log p(x) (N,), nats.
+        axes: grid coordinates (N, G, 2): the two axes of each image's own window.
+        log_posterior: log p(z|x) at the grid (N, G, G); entry [n, i, j] is at z = (axes[n, i, 0], axes[n, j, 1]).
+        coarse_error: |log p̂ on the full grid − on every other point| (N,): an estimate of the quadrature error.
+    """
+
+    log_p: Tensor
+    axes: Tensor
+    log_posterior: Tensor
+    coarse_error: Tensor
+
+    def grid(self) -> Tensor:
+        """Grid points (G * G, N, 2), in the order of `log_posterior[n].flatten()`."""
+        g = self.axes.shape[1]
+        first = self.axes[:, :, 0].unsqueeze(2).expand(-1, g, g)
+        second = self.axes[:, :, 1].unsqueeze(1).expand(-1, g, g)
+        return torch.stack([first, second], -1).flatten(1, 2).transpose(0, 1)
+
+    def kl(self, posterior: Posterior) -> Tensor:
+        """KL(q || p(z|x)) (N,) by quadrature over the window, for a family with a tractable density.
+
+        The mass of q outside the window counts as lost; `mass` tells how much lies inside.
+        """
+        log_q, log_p = self._on_grid(posterior)
+        return (log_q.exp() * (log_q - log_p)).sum(-1) * self._cell()
+
+    def mass(self, posterior: Posterior) -> Tensor:
+        """Probability that q puts on the window (N,)."""
+        return self._on_grid(posterior)[0].exp().sum(-1) * self._cell()
+
+    def _on_grid(self, posterior: Posterior) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            log_q = posterior.log_prob(self.grid().to(posterior.params["mean"].dtype)).double().T  # (N, G*G)
+        return log_q, self.log_posterior.flatten(1)
+
+    def _cell(self) -> Tensor:
+        step = self.axes[:, 1] - self.axes[:, 0]
+        return step.prod(-1)
+
+
+def quadrature(vae: Model, x: Tensor, points: int = 201, radius: float = 7.0) -> Quadrature:
+    """log p(x) and the posterior on a grid, for any decoder with two latents and a N(0, I) prior.
+
+    A coarse grid over the prior's ±`radius` finds each image's posterior; a window of 8 standard deviations around
+    it, never narrower than the coarse cells need, is then resolved with `points`².
+
+    Args:
+        vae: a model with latent_dim 2.
+        x: images (N, D).
+        points: grid points along each axis, odd.
+        radius: half width of the coarse grid; the prior's mass outside 7 is 5e-11.
+
+    Raises:
+        InputError: the model has other than two latents.
+
+    Example:
+        >>> vae = linear_gaussian_vae(data_dim=4, latent_dim=2)
+        >>> x = vae.simulate(3)
+        >>> bool((quadrature(vae, x).log_p - vae.log_evidence(x)).abs().max() < 1e-3)
+        True
+    """
+    if vae.latent_dim != 2:
+        raise InputError(f"quadrature needs two latents; this model has {vae.latent_dim}")
+    x = vae.check(x)
+    points += 1 - points % 2
+    with evaluating(vae):
+        coarse = torch.linspace(-radius, radius, 281).repeat(len(x), 1).unsqueeze(-1).expand(-1, -1, 2)
+        log_joint = _log_joint_on(vae, x, coarse)
+        weight = (log_joint - log_joint.flatten(1).logsumexp(1)[:, None, None]).exp()
+        windows = []
+        for axis, marginal in ((0, weight.sum(2)), (1, weight.sum(1))):
+            grid = coarse[:, :, axis].double()
+            mean = (marginal * grid).sum(1)
+            sd = (marginal * (grid - mean[:, None]).square()).sum(1).sqrt().clamp_min(2 * radius / 280)
+            unit = torch.linspace(-1, 1, points, dtype=torch.float64)
+            seen = (marginal > 1e-9) * grid  # a second mode far away widens the window
+            low = torch.minimum(mean - 8 * sd, torch.where(marginal > 1e-9, grid, mean[:, None]).amin(1))
+            high = torch.maximum(mean + 8 * sd, torch.where(marginal > 1e-9, seen, mean[:, None]).amax(1))
+            windows.append((low + high)[:, None] / 2 + (high - low)[:, None] / 2 * unit)
+        axes = torch.stack(windows, -1)  # (N, G, 2)
+        fine = _log_joint_on(vae, x, axes.to(vae.dtype))
+    cell = (axes[:, 1] - axes[:, 0]).prod(-1).log()
+    log_p = fine.flatten(1).logsumexp(1) + cell
+    rough = fine[:, ::2, ::2].flatten(1).logsumexp(1) + cell + math.log(4)
+    return Quadrature(log_p, axes, fine - log_p[:, None, None], (log_p - rough).abs())
+
+
+def _log_joint_on(vae: Model, x: Tensor, axes: Tensor) -> Tensor:
+    """log p(x, z) in double on each image's grid: axes (N, G, 2) -> (N, G, G)."""
+    out = []
+    g = axes.shape[1]
+    for i in range(len(x)):
+        first = axes[i, :, 0, None].expand(g, g)
+        second = axes[i, None, :, 1].expand(g, g)
+        z = torch.stack([first, second], -1).reshape(-1, 1, 2).to(vae.dtype)
+        rows = [vae.log_joint(x[i : i + 1], part).double() for part in z.split(8192)]
+        out.append(torch.cat(rows).view(g, g))
+    return torch.stack(out)

@@ -1,0 +1,154 @@
+"""Trained models by specification: train once, find again by the hash of what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vaegap.errors import InputError
+from vaegap.lab.datasets import load_images
+from vaegap.lab.training import Schedule, train
+from vaegap.models import VAE
+
+__all__ = ["DATA_SHAPES", "PROFILES", "ModelSpec", "trained", "training_images"]
+
+PROFILES = ("quick", "laptop", "paper")
+
+DATA_SHAPES = {"mnist-5k": (1, 28, 28), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that determines a trained model.
+
+    Args:
+        dataset: name of the images.
+        family: the amortized posterior's.
+        latent_dim: size of z.
+        encoder, decoder: hidden widths.
+        activation: of the MLPs.
+        architecture: "mlp" or "conv".
+        anneal: whether the entropy is annealed.
+        seed: of weights, shuffling and sampling.
+        profile: "quick", "laptop" or "paper": see `schedule`.
+        frozen: id of the model whose decoder is taken over and held fixed (section 5.3); "" for none.
+
+    Example:
+        >>> ModelSpec("mnist-5k", profile="quick").id == ModelSpec("mnist-5k", profile="quick").id
+        True
+    """
+
+    dataset: str
+    family: str = "gaussian"
+    latent_dim: int = 50
+    encoder: tuple[int, ...] = (200, 200)
+    decoder: tuple[int, ...] = (200, 200)
+    activation: str = "elu"
+    architecture: str = "mlp"
+    anneal: bool = True
+    seed: int = 0
+    profile: str = "quick"
+    frozen: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATA_SHAPES:
+            raise InputError(f"unknown dataset {self.dataset!r}; choose from {', '.join(DATA_SHAPES)}")
+        if self.profile not in PROFILES:
+            raise InputError(f"unknown profile {self.profile!r}; choose from {', '.join(PROFILES)}")
+
+    @property
+    def schedule(self) -> Schedule:
+        """How this profile trains."""
+        if self.profile == "paper":
+            schedule = Schedule(300, 100, "constant", 1e-4, 50 / 300, 1e-4) if self.dataset == "cifar10" else Schedule.paper()
+        elif self.profile == "laptop":
+            schedule = Schedule(20, 100, lr=1e-3) if self.dataset == "cifar10" else Schedule(100, 200)
+        else:
+            schedule = Schedule(40, 50, lr=3e-3)
+        return schedule if self.anneal else replace(schedule, anneal=0.0)
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits that change with anything above, the schedule included.
+
+        What is at its default is left out, so that a new argument leaves the names of old models alone.
+        """
+        said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        text = json.dumps({**said, "schedule": asdict(self.schedule)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def build(self) -> VAE:
+        """The untrained model."""
+        return VAE(
+            DATA_SHAPES[self.dataset],
+            self.latent_dim,
+            self.family,
+            self.encoder,
+            self.decoder,
+            self.activation,
+            self.architecture,
+            seed=self.seed,
+        )
+
+
+def training_images(dataset: str, num_images: int | None = None) -> Tensor:
+    """The images that a model is trained on (N, D)."""
+    return load_images(dataset, "train", num_images=num_images).x
+
+
+def trained(
+    spec: ModelSpec,
+    folder: Path,
+    milestones: tuple[int, ...] = (),
+    on_milestone: Callable[[int, VAE], None] | None = None,
+    progress: bool = True,
+) -> tuple[VAE, dict[str, Any]]:
+    """Load a model if its weights are there, else train it, continuing from its checkpoint if there is one.
+
+    Args:
+        spec: which model.
+        folder: where the weights lie, as <id>.safetensors; checkpoints of unfinished training lie in folder/unfinished.
+        milestones, on_milestone: see `train`; a model whose milestones are asked for is trained even if it is there.
+        progress: show a bar.
+
+    Returns:
+        the model in evaluation mode, and {"history", "seconds", "spec"}.
+    """
+    from vaegap.lab import checkpoints
+    from vaegap.lab.locks import Lock
+
+    path = folder / f"{spec.id}.safetensors"
+    unfinished = folder / "unfinished" / f"{spec.id}.safetensors"
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(folder / "unfinished" / f"{spec.id}.lock"):
+        if path.exists() and not milestones:
+            tensors, meta = checkpoints.load(path)
+            vae = VAE(**meta["config"])
+            vae.load_state_dict(tensors)
+            return vae.eval(), meta
+        vae = spec.build()
+        if spec.frozen:
+            donor, _ = checkpoints.load(folder / f"{spec.frozen}.safetensors")
+            own = {k: donor[k] if k.startswith("decoder.") else v for k, v in vae.state_dict().items()}
+            vae.load_state_dict(own)
+        result = train(
+            vae,
+            training_images(spec.dataset),
+            spec.schedule,
+            seed=spec.seed,
+            checkpoint=unfinished,
+            milestones=milestones,
+            on_milestone=on_milestone,
+            encoder_only=bool(spec.frozen),
+            progress=progress,
+        )
+        meta = {"config": vae.config, "spec": asdict(spec), "history": result.history, "seconds": result.seconds}
+        checkpoints.save(path, vae.state_dict(), meta)
+        unfinished.unlink(missing_ok=True)
+        return vae, meta

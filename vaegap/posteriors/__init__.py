@@ -1,0 +1,37 @@
+"""Families of approximate posteriors, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vaegap.errors import InputError
+from vaegap.posteriors.aux_flow import AuxFlow
+from vaegap.posteriors.base import Family, Posterior
+from vaegap.posteriors.coupling import Flow, Spline
+from vaegap.posteriors.gaussian import FullGaussian, Gaussian
+
+__all__ = ["FAMILIES", "AuxFlow", "Family", "Flow", "FullGaussian", "Gaussian", "Posterior", "Spline", "make_family"]
+
+FAMILIES: dict[str, type[Family]] = {c.name: c for c in (Gaussian, FullGaussian, Flow, AuxFlow, Spline)}
+
+
+def make_family(name: str | Family, latent_dim: int, **options: Any) -> Family:
+    """Build a family by name.
+
+    Args:
+        name: "gaussian", "full_gaussian", "flow", "aux_flow" or "spline", or a `Family`, returned as it is.
+        latent_dim: size of z.
+        **options: the family's own keyword arguments.
+
+    Raises:
+        InputError: an unknown name.
+
+    Example:
+        >>> make_family("flow", 4).name
+        'flow'
+    """
+    if isinstance(name, Family):
+        return name
+    if name not in FAMILIES:
+        raise InputError(f"unknown posterior family {name!r}; choose from {', '.join(FAMILIES)}")
+    return FAMILIES[name](latent_dim, **options)
