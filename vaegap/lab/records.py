@@ -23,7 +23,7 @@ from vaegap.lab.files import write_atomic
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "Record", "canonical", "read", "write", "write_description"]
+__all__ = ["COLUMNS", "SCHEMA_VERSION", "Record", "canonical", "complete", "read", "write", "write_description"]
 
 SCHEMA_VERSION = 1
 COLUMNS: dict[str, str] = {  # name -> pandas type
@@ -188,7 +188,7 @@ def write(
         StorageError: the folder cannot be written to.
     """
     folder = Path(results) / info["run_id"]
-    table = _complete(rows, info)
+    table = complete(rows, info)
     kept = {}
     for name, source in (artifacts or {}).items():
         data = Path(source).read_bytes()
@@ -251,7 +251,7 @@ def _beside(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _complete(rows: pd.DataFrame | Iterable[Mapping[str, Any]], info: Mapping[str, Any]) -> pd.DataFrame:
+def complete(rows: pd.DataFrame | Iterable[Mapping[str, Any]], info: Mapping[str, Any]) -> pd.DataFrame:
     """Rows with all columns, in order and typed; what is the same for the whole run comes from its parameters."""
     import pandas as pd
 

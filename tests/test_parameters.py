@@ -1,0 +1,128 @@
+"""Parameters of notebooks: unknown names and wrong types are refused, by papermill's own command line too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vaegap.lab import parameters
+from vaegap.lab.errors import GridError
+from vaegap.lab.parameters import ParameterError, check, check_values, declared_in, read_notebook
+
+CELL = """profile: str = "quick"  # how large: quick, laptop or paper
+seed: int = 0  # of the random numbers
+rate: float = 1e-3  # learning rate
+flag: bool = False
+hidden: list[int] = [200, 200]  # widths
+epochs: int = None  # the profile's own
+"""
+ROOT = Path(__file__).parents[1]
+
+
+def notebook(path: Path, *cells: str, declared: str = CELL) -> Path:
+    def code(source: str, tags: list[str]) -> dict[str, Any]:
+        extra = {"metadata": {"tags": tags}, "execution_count": None, "outputs": []}
+        return {"cell_type": "code", "id": f"c{abs(hash(source)) % 10**8}", "source": source, **extra}
+
+    body = [code(declared, ["parameters"]), *(code(cell, []) for cell in cells)]
+    spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": spec, "language_info": {"name": "python"}}
+    path.write_text(json.dumps({"cells": body, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def test_declared_parameters_agree_with_papermill(tmp_path: Path) -> None:
+    papermill = pytest.importorskip("papermill")
+    path = notebook(tmp_path / "n.ipynb")
+    ours, theirs = read_notebook(path), papermill.inspect_notebook(str(path))
+    assert list(ours) == list(theirs)
+    for name, one in ours.items():
+        other = theirs[name]
+        assert (one.type, one.default, one.help) == (other["inferred_type_name"], other["default"], other["help"])
+    assert ours["hidden"].value == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"sede": 1}, "no parameter 'sede'.*seed.*Did you mean 'seed'"),
+        ({"seed": "abc"}, "'seed' of this notebook must be int, such as 0, not 'abc'"),
+        ({"seed": True}, "must be int"),
+        ({"seed": None}, "must be int"),
+        ({"rate": "fast"}, "must be float"),
+        ({"flag": 1}, "must be bool"),
+        ({"hidden": 200}, r"must be list\[int\]"),
+        ({"hidden": [200, "x"]}, r"must be list\[int\]"),
+        ({"epochs": "many"}, "must be int"),
+        ({"profile": "huge"}, "must be one of quick, laptop, paper"),
+    ],
+)
+def test_refused(given: dict[str, Any], needed: str) -> None:
+    with pytest.raises(ParameterError, match=needed):
+        check_values(declared_in(CELL), given, choices={"profile": ("quick", "laptop", "paper")})
+
+
+def test_accepted() -> None:
+    given = {"seed": 3, "rate": 1, "flag": True, "hidden": [], "epochs": None, "profile": "laptop"}
+    check_values(declared_in(CELL), given, choices={"profile": ("quick", "laptop", "paper")})
+    check_values(declared_in("a: dict[str, int] = {}\nb: tuple[int, str] = (1, 'x')"), {"a": {"x": 1}, "b": [1, "y"]})
+
+
+@pytest.mark.parametrize(
+    ("injected", "bad"), [({"seed": 1}, False), ({"nosuch": 1}, True), ({"seed": "x"}, True), ({}, False)]
+)
+def test_check_in_a_kernel(injected: dict[str, Any], bad: bool) -> None:
+    cells = ["", "import os", CELL]
+    namespace: dict[str, Any] = {"other": 3, **{name: p.value for name, p in declared_in(CELL).items()}}
+    if injected:
+        cells.append("# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in injected.items()))
+    namespace |= injected | {"In": [*cells, "check(globals())"]}
+    if bad:
+        with pytest.raises(ParameterError):
+            check(namespace)
+    else:
+        check(namespace)
+
+
+def test_check_outside_a_notebook_does_nothing() -> None:
+    check({"seed": "abc"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["-p", "nosuch", "1"], "this notebook has no parameter 'nosuch'"),
+        (["-p", "seed", "abc"], "parameter 'seed' of this notebook must be int"),
+    ],
+)
+def test_papermill_itself_is_made_to_refuse(tmp_path: Path, arguments: list[str], needed: str) -> None:
+    pytest.importorskip("papermill")
+    path = notebook(
+        tmp_path / "n.ipynb",
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from vaegap.lab import parameters\nparameters.check(globals())",
+        "print('went on')",
+    )
+    command = [sys.executable, "-m", "papermill", str(path), str(tmp_path / "out.ipynb"), "-k", "python3", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert needed in done.stderr
+    assert "check_values" not in done.stderr  # no frames of ours: the message is enough
+    assert "went on" not in (tmp_path / "out.ipynb").read_text().replace("print('went on')", "")
+
+
+def test_unreadable_notebooks(tmp_path: Path) -> None:
+    with pytest.raises(GridError, match="no such notebook"):
+        read_notebook(tmp_path / "absent.ipynb")
+    (tmp_path / "text.ipynb").write_text("hello")
+    with pytest.raises(GridError, match="not a Jupyter notebook"):
+        read_notebook(tmp_path / "text.ipynb")
+    (tmp_path / "bare.ipynb").write_text('{"cells": []}')
+    with pytest.raises(GridError, match="no cell with the tag"):
+        read_notebook(tmp_path / "bare.ipynb")
+    assert parameters.ParameterError("x")._render_traceback_() == ["ParameterError: x"]

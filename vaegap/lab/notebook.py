@@ -1,0 +1,124 @@
+"""Run one notebook with papermill, in this process.
+
+`python -m vaegap.lab.notebook NOTEBOOK OUTPUT JSON` is what a grid starts for each of its jobs. Papermill's own status
+lies after a killed kernel, so an output notebook gets its name only after a clean end; until then it is
+`*.partial.ipynb`, which is also what a failure leaves to look at.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vaegap.lab import parameters
+from vaegap.lab.errors import GridError
+
+__all__ = ["execute", "partial_of", "traceback_of"]
+
+
+def partial_of(output: Path) -> Path:
+    """The name of an output notebook while it is being made."""
+    return output.with_name(f"{output.stem}.partial.ipynb")
+
+
+def execute(
+    notebook: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    values: Mapping[str, Any],
+    cwd: str | os.PathLike[str] | None = None,
+) -> None:
+    """Check the parameters, run the notebook, and put the copy with its outputs in place.
+
+    Args:
+        notebook: the source; it stays as it is.
+        output: the copy with outputs.
+        values: parameters, by name.
+        cwd: the working folder of its code, by default this process's own.
+
+    Raises:
+        ParameterError: the notebook does not have such a parameter, or it is of another type.
+        GridError: a cell failed, or its kernel died; the message holds the traceback, `partial_of(output)` the rest.
+    """
+    parameters.check_values(parameters.read_notebook(notebook), values, f"notebook {Path(notebook).name}")
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillException
+
+    output = Path(output)
+    partial = partial_of(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            os.fspath(notebook),
+            os.fspath(partial),
+            dict(values),
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            cwd=None if cwd is None else os.fspath(cwd),
+            extra_arguments=["--IPKernelApp.log_level=40"],
+        )
+    except (PapermillException, CellTimeoutError, DeadKernelError) as error:
+        reason = traceback_of(partial) or f"{type(error).__name__}: {error}"
+        raise GridError(f"{Path(notebook).name} failed; what it did is in {partial}\n{reason}") from None
+    os.replace(partial, output)
+
+
+def traceback_of(notebook: Path) -> str:
+    """The traceback in an executed notebook, without colours; "" if no cell failed."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"]))
+    return ""
+
+
+def _die_with_parent() -> None:
+    """Linux: end when the runner that started us is killed, so that nothing computes on unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # lets papermill shut its kernel down
+
+
+def main(arguments: list[str]) -> int:
+    """Run the notebook of a job; the exit code tells whether it ended well."""
+    _die_with_parent()
+    signal.signal(signal.SIGTERM, _stop)
+    notebook, output, values = arguments
+    try:
+        execute(notebook, output, json.loads(values))
+    except GridError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def digest(notebook: Path) -> str:
+    """A digest of a notebook's source."""
+    return hashlib.sha256(notebook.read_bytes()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""Clear or confirm the mark on stale records: compute some of their numbers anew, from the weights they kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from vaegap.errors import InputError
+from vaegap.lab import experiments, provenance, records
+from vaegap.lab.errors import LabError, RecordError
+from vaegap.lab.files import find_results
+from vaegap.lab.records import Record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Verdict", "verify", "verify_record"]
+
+_KEY = ["claim", "dataset", "split", "model", "family", "encoder", "decoder", "seed", "image", "metric"]
+_ABSOLUTE = 1e-3  # differences below this many nats count as rounding
+_CHANCE = 1e-3  # of a false alarm, for a record as a whole
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a record fared.
+
+    Attributes:
+        run_id: the record.
+        state: "agrees" (and its mark is cleared), "differs", or "cannot" (nothing to compute it from).
+        rows: how many numbers were compared.
+        largest: the largest difference, in standard errors of the difference.
+        reason: what differs, or why it could not be done.
+    """
+
+    run_id: str
+    state: str
+    rows: int = 0
+    largest: float = math.nan
+    reason: str = ""
+
+
+def verify(
+    found: Iterable[Record] | None = None, results: str | os.PathLike[str] | None = None, everything: bool = False
+) -> Iterator[Verdict]:
+    """Verify records one after the other: those that are stale, or all.
+
+    Args:
+        found: the records; all in the results folder where it is not given.
+        results: that folder.
+        everything: verify fresh records as well.
+
+    Yields:
+        One verdict a record.
+    """
+    from vaegap.lab import runs
+
+    for record in runs.list_records(results) if found is None else found:
+        if everything or record.stale:
+            yield verify_record(record)
+
+
+def verify_record(record: Record) -> Verdict:
+    """Compute some numbers of a record anew; where they agree within their errors, note it in its run.json.
+
+    A difference counts if it is larger than chance allows: more standard errors than one comparison in a thousand such
+    records would show.
+    """
+    name = record.run_id
+    try:
+        experiment = experiments.get(record.experiment)
+        if experiment.verify is None:
+            return Verdict(name, "cannot", reason=f"the experiment {experiment.name} has no way to verify its records")
+        with TemporaryDirectory() as scratch:
+            work = find_results(scratch)
+            profile = str(record.info["profile"])
+            context = experiments.Context(name, profile, record.params, work, record.folder.parent)
+            fresh = records.complete(experiment.verify(context, record), record.info)
+    except (LabError, InputError) as error:
+        return Verdict(name, "cannot", reason=str(error))
+    both = fresh.merge(record.rows, on=_KEY, suffixes=("", "_then"))
+    if not len(both):
+        return Verdict(name, "cannot", reason="none of the recomputed rows is in the record")
+    difference = (both["value"] - both["value_then"]).abs()
+    spread = (both["mcse"].fillna(0.0) ** 2 + both["mcse_then"].fillna(0.0) ** 2) ** 0.5
+    score = (difference - _ABSOLUTE).clip(lower=0.0) / spread.where(spread > 0, 1e-300)
+    worst = float(score.max())
+    limit = math.sqrt(2 * math.log(2 * len(both) / _CHANCE))
+    if not worst <= limit:  # NaN does not agree with anything
+        row = both.loc[score.fillna(math.inf).idxmax()]
+        reason = f"{row['metric']} of image {row['image']}: {row['value_then']:.4f} then, {row['value']:.4f} now"
+        return Verdict(name, "differs", len(both), worst, reason)
+    _clear(record, len(both), worst)
+    return Verdict(name, "agrees", len(both), worst)
+
+
+def _clear(record: Record, rows: int, largest: float) -> None:
+    now = provenance.science_modules()
+    mark = {
+        "science": {module: now[module] for module in record.info["science"] if module in now},
+        "rows": rows,
+        "largest_deviation": largest,
+        "commit": provenance.collect()["commit"],
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    path: Path = record.folder / "run.json"
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError):
+        description = {}
+    if description.get("table_token") != record.info["table_token"]:
+        description = {name: value for name, value in record.info.items() if name != "verified"}
+    if not mark["science"]:
+        raise RecordError(f"{record.run_id}: the modules that made it are gone; compute it again")
+    records.write_description(record.folder, {**description, "verified": mark})
