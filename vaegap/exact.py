@@ -151,7 +151,8 @@ class Quadrature:
         log_p: log p(x) (N,), nats.
         axes: grid coordinates (N, G, 2): the two axes of each image's own window.
         log_posterior: log p(z|x) at the grid (N, G, G); entry [n, i, j] is at z = (axes[n, i, 0], axes[n, j, 1]).
-        coarse_error: |log p̂ on the full grid − on every other point| (N,): an estimate of the quadrature error.
+        coarse_error: absolute difference of log p̂ on the full grid and on every other point (N,): an estimate of the
+            quadrature error.
     """
 
     log_p: Tensor
@@ -192,7 +193,7 @@ def quadrature(vae: Model, x: Tensor, points: int = 201, radius: float = 7.0) ->
     """log p(x) and the posterior on a grid, for any decoder with two latents and a N(0, I) prior.
 
     A coarse grid over the prior's ±`radius` finds each image's posterior; a window of 8 standard deviations around
-    it, never narrower than the coarse cells need, is then resolved with `points`².
+    it, never narrower than the coarse cells need, is then resolved with points × points values.
 
     Args:
         vae: a model with latent_dim 2.
