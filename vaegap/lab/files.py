@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, what: str = "the fil
         StorageError: the disk is full or the folder cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with storage_errors(path, what):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -189,6 +189,8 @@ def write(
     """
     folder = Path(results) / info["run_id"]
     table = complete(rows, info)
+    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     kept = {}
     for name, source in (artifacts or {}).items():
         data = Path(source).read_bytes()
@@ -255,25 +257,23 @@ def complete(rows: pd.DataFrame | Iterable[Mapping[str, Any]], info: Mapping[str
     """Rows with all columns, in order and typed; what is the same for the whole run comes from its parameters."""
     import pandas as pd
 
-    table = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame([dict(row) for row in rows])
+    table = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame([dict(row) for row in rows], dtype=object)
     unknown = [str(name) for name in table.columns if name not in COLUMNS]
     if unknown:
         raise RecordError(f"{info['run_id']}: no such columns: {', '.join(unknown)}; a record has {', '.join(COLUMNS)}")
-    common = {name: info["params"].get(name) for name in ("dataset", "split", "model", "family", "seed")}
-    common |= {name: info[name] for name in ("run_id", "experiment", "profile")} | {"schema_version": SCHEMA_VERSION}
-    for name, kind in COLUMNS.items():
-        if name not in table or name in ("run_id", "experiment", "profile", "schema_version"):
-            value = common.get(name)
-            if name not in common or isinstance(value, list | dict) or value is None:
-                value = "mean" if name == "image" else "" if kind == "string" else pd.NA if kind == "Int64" else None
-            table[name] = [value] * len(table)
-    table["image"] = table["image"].map(str)
+    fixed = {name: info[name] for name in ("run_id", "experiment", "profile")} | {"schema_version": SCHEMA_VERSION}
+    params = {name: info["params"].get(name) for name in ("dataset", "split", "model", "family", "seed")}
+    usual = {name: "" for name, kind in COLUMNS.items() if kind == "string"} | {"image": "mean"}
+    usual |= {name: value for name, value in params.items() if not isinstance(value, list | dict | type(None))}
+    for name in COLUMNS:
+        given = list(table[name]) if name in table and name not in fixed else [None] * len(table)
+        default = fixed.get(name, usual.get(name))
+        table[name] = pd.Series([default if _absent(value) else value for value in given], table.index, dtype=object)
+    table["image"] = table["image"].map(lambda image: str(image).removesuffix(".0"))  # 7.0, where a column had gaps
     try:
-        table = table[list(COLUMNS)].astype(COLUMNS).reset_index(drop=True)
+        return table[list(COLUMNS)].astype(COLUMNS).reset_index(drop=True)
     except (ValueError, TypeError) as error:
         raise RecordError(f"{info['run_id']}: a column holds values of the wrong type: {error}") from None
-    text = [name for name, kind in COLUMNS.items() if kind == "string"]
-    return table.fillna(dict.fromkeys(text, ""))
 
 
 def _check(rows: pd.DataFrame, info: Mapping[str, Any], folder: Path) -> pd.DataFrame:
@@ -298,6 +298,11 @@ def _check(rows: pd.DataFrame, info: Mapping[str, Any], folder: Path) -> pd.Data
     if problems:
         raise RecordError(f"{folder / 'record.parquet'}: not a valid record: {'; '.join(problems)}. {_cure(folder)}")
     return rows
+
+
+def _absent(value: Any) -> bool:
+    """None, pandas' NA, or NaN."""
+    return value is None or str(value) == "<NA>" or (isinstance(value, float) and value != value)
 
 
 def _blank(column: pd.Series) -> bool:
