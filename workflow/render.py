@@ -1,4 +1,4 @@
-"""Run the book's notebooks with papermill and lay out the folder that the book is built from, `_build/source`.
+"""Run the book's notebooks and lay out the folder that the book is built from, `_build/source`.
 
 That folder holds links to the pages and the executed copies of the notebooks, under the same names as in the
 repository, so that one table of contents serves both. A notebook is run again only when it, its parameters, the package
@@ -11,76 +11,71 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 SOURCE = BUILD / "source"
 STAMPS = BUILD / "stamps.json"
-LINKED = ("_config.yml", "_toc.yml", "book", "results")
+LINKED = ("_config.yml", "_toc.yml", "book", "results", "vaegap")
 SECONDS_BETWEEN_LINES = 5.0
+printing = threading.Lock()
 
 
-class Tail:
-    """Where papermill writes what a notebook prints: whole lines, each under the notebook's name.
+def follow(name: str, stream: BinaryIO) -> str:
+    """Print what a notebook prints, line by line under its name, and return its last lines.
 
-    Progress bars rewrite their line many times a second; of these only one line every few seconds is printed, so that
-    a log stays readable.
+    Progress bars rewrite their line many times a second; of these only one line every few seconds is printed, so that a
+    log stays readable.
     """
-
-    lock = threading.Lock()
-
-    def __init__(self, name: str) -> None:
-        self.name, self.rest, self.last = name, "", 0.0
-
-    def write(self, text: str) -> int:
-        *lines, self.rest = (self.rest + text.replace("\r", "\n\r")).split("\n")
-        for line in lines:
-            is_bar = line.startswith("\r") and "100%" not in line
-            if not line.strip() or (is_bar and time.monotonic() - self.last < SECONDS_BETWEEN_LINES):
-                continue
-            if is_bar:
-                self.last = time.monotonic()
-            with self.lock:
-                print(f"   {self.name}: {line.strip()}", flush=True)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits here: lines are printed as they come."""
+    shown, line, last = -SECONDS_BETWEEN_LINES, bytearray(), list[str]()
+    while byte := stream.read(1):
+        if byte not in b"\r\n":
+            line += byte
+            continue
+        text, line = line.decode(errors="replace").strip(), bytearray()
+        is_bar = byte == b"\r"
+        if not text or (is_bar and time.monotonic() - shown < SECONDS_BETWEEN_LINES):
+            continue
+        shown = time.monotonic() if is_bar else shown
+        last = [*last[-30:], text]
+        with printing:
+            print(f"   {name}: {text}", flush=True)
+    return "\n".join(last)
 
 
 def execute(name: str, parameters: dict[str, Any]) -> float:
-    """Run one notebook and put the copy with its outputs in place of the former one. Returns the seconds it took."""
-    import nbformat
-    import papermill
+    """Run one notebook and put the copy with its outputs in place of the former one; returns the seconds it took.
 
+    Raises:
+        RuntimeError: the notebook failed.
+    """
     started = time.monotonic()
-    partial = BUILD / "partial" / f"{name}.ipynb"  # what a failed run leaves, to look at
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    tail = Tail(name)
-    notebook = papermill.execute_notebook(
-        ROOT / "notebooks" / f"{name}.ipynb",
-        partial,
-        parameters,
-        kernel_name="python3",
-        progress_bar=False,
-        stdout_file=tail,
-        stderr_file=tail,
-        extra_arguments=["--IPKernelApp.log_level=40"],
-    )
+    output = BUILD / "executed" / f"{name}.ipynb"
+    command = [sys.executable, "-m", "vaegap.lab.notebook", f"notebooks/{name}.ipynb", str(output)]
+    with subprocess.Popen(
+        [*command, json.dumps(parameters)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        last = follow(name, process.stdout)
+    if process.returncode:
+        raise RuntimeError(last.splitlines()[-1] if last else f"ended with exit code {process.returncode}")
+    notebook = nbformat.read(output, as_version=4)
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"].append("hide-input")
     notebook.metadata["papermill"] = {"parameters": parameters}  # without the paths of this machine
-    nbformat.write(notebook, partial)
-    os.replace(partial, SOURCE / "notebooks" / partial.name)
+    nbformat.write(notebook, output)
+    os.replace(output, SOURCE / "notebooks" / output.name)
     return time.monotonic() - started
 
 
@@ -129,9 +124,9 @@ def render(runs: dict[str, dict[str, Any]], jobs: int) -> list[str]:
             name = futures[future]
             try:
                 print(f"   {name}: done in {future.result():.0f} s", flush=True)
-            except Exception as error:  # whatever a notebook raises: the others go on
+            except (RuntimeError, OSError) as error:
                 failed.append(name)
-                print(f"   {name}: FAILED; see _build/partial/{name}.ipynb\n{error}", file=sys.stderr, flush=True)
+                print(f"   {name}: FAILED, see _build/executed/{name}.partial.ipynb: {error}", flush=True)
     done = {name: stamp(name, runs[name]) for name in runs if name not in failed}
     STAMPS.write_text(json.dumps(done, indent=1) + "\n")
     return failed
@@ -148,7 +143,10 @@ def main() -> int:
         runs = {name: {**parameters, "profile": options.profile} for name, parameters in runs.items()}
     if options.jobs > 1:  # side by side, kernels that each take all cores only stand in each other's way
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
-    return 1 if render(runs, options.jobs) else 0
+    failed = render(runs, options.jobs)
+    if failed:
+        print(f"{len(failed)} of {len(runs)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
