@@ -40,7 +40,7 @@ def best_gaussian_kl() -> tuple[float, float, float]:
 
 
 def draw() -> Figure:
-    """Left: q(z, v) after one step. Middle: its marginal and the posterior. Right: where the nats go."""
+    """q(z, v) after one step, its marginal and the posterior, and where the nats go."""
     zz, vv = np.meshgrid(Z, V, indexing="ij")
     log_q = log_q_joint(zz, vv)
     q = np.exp(log_q)
@@ -59,7 +59,8 @@ def draw() -> Figure:
     prior = cost(log_normal(vv, 0.0, np.sqrt((q * vv**2).sum() * STEP**2)))
     gaussian, mean, scale = best_gaussian_kl()
 
-    fig, (joint, middle, right) = plt.subplots(1, 3, figsize=(6.4, 2.9), width_ratios=(1, 1.1, 1.25))
+    fig, axes = plt.subplot_mosaic("jm;rr", figsize=(6.4, 5.4), height_ratios=(1.25, 1))
+    joint, middle, right = axes["j"], axes["m"], axes["r"]
     levels = q.max() * np.array([0.02, 0.15, 0.4, 0.7, 1.0])
     joint.contourf(Z[::2], V[::2], q.T[::2, ::2], levels=levels, colors=[GREEN], alpha=0.25)
     joint.contour(Z[::2], V[::2], q.T[::2, ::2], levels=levels[:-1], colors=[GREEN], linewidths=1)
@@ -67,13 +68,13 @@ def draw() -> Figure:
     middle.fill_between(Z, np.exp(log_posterior(Z)), color=GREY, alpha=0.35, lw=0, label="posterior")
     middle.plot(Z, marginal, color=GREEN, label="flow")
     middle.plot(Z, np.exp(log_normal(Z, mean, scale)), color=APPROX, ls="--", label="Gaussian")
-    middle.set(xlim=(-3.6, 3.6), ylim=(0, 1.15), yticks=[], xlabel="$z$", title="$q(z)$")
-    middle.legend(loc="upper left", fontsize=8.5, ncols=1, borderpad=0, handlelength=1.2, labelspacing=0.2)
+    middle.set(xlim=(-3.6, 3.6), ylim=(0, 0.72), yticks=[], xlabel="$z$", title="its marginal $q(z)$")
+    middle.legend(loc="upper left", borderpad=0)
     rows = (
         ("Gaussian", gaussian, 0.0),
-        ("flow, exact\n$q(v|z)$", loss, 0.0),
-        ("$r(v|z)$ sees $z$", loss, network),
-        ("$r(v)$ blind", loss, prior),
+        ("flow, exact $q(v|z)$", loss, 0.0),
+        ("flow, $r(v|z)$ sees $z$", loss, network),
+        ("flow, $r(v)$ blind", loss, prior),
     )
     for row, (_, family, reverse) in enumerate(rows):
         color = APPROX if row == 0 else GREEN
@@ -91,9 +92,12 @@ def draw() -> Figure:
             lw=1.2,
             label="cost of $r$" if row == 2 else None,
         )
-    right.set_yticks(range(4), [r[0] for r in rows], fontsize=8.5)
-    right.set(ylim=(3.5, -1.5), xlabel="nats below $\\log p(x)$")
-    right.legend(loc="upper right", fontsize=8.5, borderpad=0, ncols=2, handlelength=1.2, columnspacing=0.8)
+    right.set_yticks(
+        range(4),
+        [r[0] for r in rows],
+    )
+    right.set(ylim=(3.5, -0.5), xlabel="nats below $\\log p(x)$")
+    right.legend(loc="upper right", borderpad=0)
     return fig
 
 

@@ -22,8 +22,9 @@ def grid_log_evidence(step: float, half: float = 6.0) -> float:
 
 
 def draw() -> Figure:
-    """Left: a posterior and two factorized q. Middle: gap against correlation. Right: quadrature error."""
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(6.4, 2.7), width_ratios=(1, 1.15, 1.15))
+    """A posterior and two factorized q, their gaps against correlation, and quadrature error."""
+    fig, axes = plt.subplot_mosaic("lm;rr", figsize=(6.4, 5.2), height_ratios=(1.25, 1))
+    left, middle, right = axes["l"], axes["m"], axes["r"]
     rho = 0.85
     cov = np.array([[1.0, rho], [rho, 1.0]])
     for radius in (1.0, 2.0):
