@@ -169,7 +169,7 @@ def forces(axis: plt.Axes) -> None:
             ls="",
             label=r"exp of mean $\log w$" if row == 0 else None,
         )
-    axis.axvline(1, color=GREY, lw=1.2)
+    axis.vlines(1, -0.5, len(kinds) - 0.4, color=GREY, lw=1.2)
     axis.set_yticks(range(len(kinds)), [k[0] for k in kinds])
     axis.set(xlabel=r"weight / $p(x)$", ylim=(len(kinds) - 0.4, -1.7), title="force in the leapfrog")
     axis.legend(loc="upper left", fontsize=9, borderpad=0.1)
@@ -177,7 +177,7 @@ def forces(axis: plt.Axes) -> None:
 
 def draw() -> Figure:
     """Left: lower and upper bounds against temperatures. Right: mean weight under spoiled forces."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.3), width_ratios=(1.2, 1))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(5.7, 3.3), width_ratios=(1.2, 1))
     sandwich(left)
     forces(right)
     return fig

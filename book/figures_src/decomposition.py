@@ -29,7 +29,7 @@ def ellipse(ax: Axes, mean: np.ndarray, cov: np.ndarray, radius: float, **style:
 
 def draw() -> Figure:
     """Left: contours of the posterior, q* and q. Right: the same as levels on an axis of nats."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.3), width_ratios=(1, 1.5))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(5.7, 3.3), width_ratios=(1, 1.6))
     cov = np.linalg.inv(PRECISION)
     best = 1 / np.diag(PRECISION)
     for radius in (0.6, 1.2, 1.8):
@@ -45,13 +45,13 @@ def draw() -> Figure:
 
     top, star, encoder = 0.0, -kl(MEAN, best), -kl(Q_MEAN, Q_VAR)
     for level, color, style in ((top, GREY, "-"), (star, APPROX, "-"), (encoder, ENCODER, "--")):
-        right.hlines(level, 0.0, 1.12, color=color, lw=2.4, ls=style)
+        right.hlines(level, 0.0, 1.2, color=color, lw=2.4, ls=style)
     for level, word in ((top, r"$\log p(x)$"), (star, r"$\mathcal{L}[q^*]$"), (encoder, r"$\mathcal{L}[q]$")):
         right.text(-0.05, level, word, ha="right", va="center", fontsize=12)
     for x, (high, low), color, word in (
-        (0.08, (top, star), APPROX, "approximation gap"),
-        (0.08, (star, encoder), AMORT, "amortization gap"),
-        (1.03, (top, encoder), GREY, "inference\ngap"),
+        (0.06, (top, star), APPROX, "approximation gap"),
+        (0.06, (star, encoder), AMORT, "amortization gap"),
+        (1.12, (top, encoder), GREY, "inference\ngap"),
     ):
         right.annotate(
             "",
@@ -59,10 +59,10 @@ def draw() -> Figure:
             (x, low),
             arrowprops={"arrowstyle": "<|-|>", "color": color, "lw": 1.8, "shrinkA": 0, "shrinkB": 0},
         )
-        right.text(x + 0.05 + 0.08 * (x > 1), (high + low) / 2, word, va="center")
-    right.fill_between([0, 1.12], star, top, color=APPROX, alpha=0.14, lw=0)
-    right.fill_between([0, 1.12], encoder, star, color=AMORT, alpha=0.16, lw=0)
-    right.set(xlim=(-0.4, 1.62), ylim=(encoder - 0.12, 0.12))
+        right.text(x + 0.05 + 0.08 * (x > 1), (high + low) / 2, word, va="center", fontsize=10)
+    right.fill_between([0, 1.2], star, top, color=APPROX, alpha=0.14, lw=0)
+    right.fill_between([0, 1.2], encoder, star, color=AMORT, alpha=0.16, lw=0)
+    right.set(xlim=(-0.4, 1.68), ylim=(encoder - 0.12, 0.12))
     right.axis("off")
     return fig
 

@@ -33,7 +33,7 @@ def draw() -> Figure:
     """Left: prior, posterior and the best Gaussian. Right: the ELBO under its ceiling."""
     mean, sd = best()
     shown = slice(None, None, 10)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.1), width_ratios=(1, 1.15))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(5.7, 3.1), width_ratios=(1, 1.15))
     left.plot(GRID[shown], np.exp(log_normal(GRID[shown], 0, 1)), color=GREEN, ls=":", label="prior $p(z)$")
     left.fill_between(
         GRID[shown], np.exp(LOG_JOINT[shown] - LOG_EVIDENCE), color=GREY, alpha=0.35, lw=0, label="posterior $p(z|x)$"

@@ -59,7 +59,7 @@ def draw() -> Figure:
     prior = cost(log_normal(vv, 0.0, np.sqrt((q * vv**2).sum() * STEP**2)))
     gaussian, mean, scale = best_gaussian_kl()
 
-    fig, axes = plt.subplot_mosaic("jm;rr", figsize=(6.4, 5.4), height_ratios=(1.25, 1))
+    fig, axes = plt.subplot_mosaic("jm;rr", figsize=(5.7, 5.4), height_ratios=(1.25, 1))
     joint, middle, right = axes["j"], axes["m"], axes["r"]
     levels = q.max() * np.array([0.02, 0.15, 0.4, 0.7, 1.0])
     joint.contourf(Z[::2], V[::2], q.T[::2, ::2], levels=levels, colors=[GREEN], alpha=0.25)

@@ -44,7 +44,7 @@ def khat(logw: np.ndarray) -> float:
 def draw() -> Figure:
     """Left: the bound against the number of samples. Right: tail shape against the proposal's width."""
     rng = np.random.default_rng(1)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.1))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(5.7, 3.1))
     for scale, color, style in ((1.3, GREEN, "-."), (0.8, APPROX, "-"), (0.55, ENCODER, "--")):
         logw = log_weights(rng, (2**19,), scale, DIM)
         mean, error = np.array([bound(logw, int(k)) for k in COUNTS]).T
@@ -64,7 +64,7 @@ def draw() -> Figure:
     for level, word, style in ((0.5, "variance infinite", ":"), (0.7, "unreliable", "--")):
         right.axhline(level, color=ENCODER, lw=1.2, ls=style)
         right.annotate(word, (0.86, level), (0, 3), textcoords="offset points", va="bottom", fontsize=9)
-    right.set(xlabel="width $s$ of the proposal", ylabel="tail shape $k$", ylim=(-0.35, 1.15), xlim=(0.26, 1.3))
+    right.set(xlabel="width $s$ of the proposal", ylabel="tail shape $k$", ylim=(-0.35, 1.15), xlim=(0.26, 1.4))
     right.legend(loc="lower left")
     return fig
 

@@ -23,7 +23,7 @@ def grid_log_evidence(step: float, half: float = 6.0) -> float:
 
 def draw() -> Figure:
     """A posterior and two factorized q, their gaps against correlation, and quadrature error."""
-    fig, axes = plt.subplot_mosaic("lm;rr", figsize=(6.4, 5.2), height_ratios=(1.25, 1))
+    fig, axes = plt.subplot_mosaic("lm;rr", figsize=(5.7, 5.2), height_ratios=(1.25, 1))
     left, middle, right = axes["l"], axes["m"], axes["r"]
     rho = 0.85
     cov = np.array([[1.0, rho], [rho, 1.0]])

@@ -66,7 +66,7 @@ def fit(path: bool) -> np.ndarray:
 
 def draw() -> Figure:
     """Left: gradient noise against the distance to the optimum. Right: the same optimiser with either gradient."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.0), sharey=False)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(5.7, 3.0), sharey=False)
     for path, color, style, word in ((False, ENCODER, "--", "usual gradient"), (True, APPROX, "-", "path gradient")):
         values = np.array([noise(d, path) for d in np.geomspace(1e-3, 1, 25)])
         left.plot(*values.T, color=color, ls=style, label=word)
