@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from vaegap.annealing import Sandwich, ais, bdmc
     from vaegap.auditing import audit
     from vaegap.bounds import Bound, elbo, iwae
+    from vaegap.decomposition import Gaps, gaps
     from vaegap.errors import InputError
     from vaegap.exact import linear_gaussian_vae, quadrature
-    from vaegap.decomposition import Gaps, gaps
     from vaegap.lab.datasets import Images, load_images
     from vaegap.local import LocalFit, optimize_local
     from vaegap.models import VAE, wrap

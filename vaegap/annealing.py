@@ -84,7 +84,9 @@ def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
 class _Annealer:
     """The sequence of densities f_t = base^(1−β_t) · p(x, z)^β_t for a chunk of images, and moves on them."""
 
-    def __init__(self, joint: LogJoint, base: Base, betas: Tensor, num_leapfrog: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, joint: LogJoint, base: Base, betas: Tensor, num_leapfrog: int, generator: torch.Generator
+    ) -> None:
         self.joint, self.base, self.num_leapfrog, self.generator = joint, base, num_leapfrog, generator
         self.betas = betas.tolist()
         self.steps: list[Tensor] = []  # one (N, 1) per temperature 1..T-1, set by `tune`
@@ -93,7 +95,9 @@ class _Annealer:
         """log base and log p(x, z) + log|L|, each (C, N)."""
         return self.base.log_prob(u), self.joint.value(self.base.to_z(u)) + self.base.log_det
 
-    def move(self, u: Tensor, parts: tuple[Tensor, ...], t: int, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def move(
+        self, u: Tensor, parts: tuple[Tensor, ...], t: int, step: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """One transition that leaves f_t invariant."""
         beta = self.betas[t]
 
@@ -135,7 +139,9 @@ class _Annealer:
         parts = self.energy(u)
         return self._run(u, parts, range(len(self.betas) - 1, 0, -1), tick)
 
-    def _run(self, u: Tensor, parts: tuple[Tensor, ...], order: range, tick: Callable[[], object]) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, u: Tensor, parts: tuple[Tensor, ...], order: range, tick: Callable[[], object]
+    ) -> tuple[Tensor, Tensor]:
         last = len(self.betas) - 1
         log_w = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
         accepted, moves = torch.zeros(u.shape[1], dtype=torch.float64, device=u.device), 0
@@ -206,7 +212,9 @@ def ais(
         chunks = _chunks(x, num_chains)
         bar = tqdm(total=len(chunks) * num_temperatures, desc="AIS", disable=not progress, mininterval=1)
         for part in chunks:
-            annealer = _annealer(vae, x[part], base, part, num_temperatures, schedule, num_leapfrog, force_dtype, generator)
+            annealer = _annealer(
+                vae, x[part], base, part, num_temperatures, schedule, num_leapfrog, force_dtype, generator
+            )
             pieces.append(annealer.forward(num_chains, bar.update))
         bar.close()
     return _bound(pieces, num_chains, "lower")
@@ -258,7 +266,9 @@ def bdmc(
         chunks = _chunks(x, num_chains)
         bar = tqdm(total=2 * len(chunks) * num_temperatures, desc="BDMC", disable=not progress, mininterval=1)
         for part in chunks:
-            annealer = _annealer(vae, x[part], start, part, num_temperatures, schedule, num_leapfrog, force_dtype, generator)
+            annealer = _annealer(
+                vae, x[part], start, part, num_temperatures, schedule, num_leapfrog, force_dtype, generator
+            )
             forward.append(annealer.forward(num_chains, bar.update))
             log_w, accept = annealer.reverse(z[part], num_chains, bar.update)
             backward.append((-log_w, accept))
@@ -293,7 +303,9 @@ def _bound(pieces: list[tuple[Tensor, Tensor]], num_chains: int, kind: str) -> B
     accept = torch.cat([p[1] for p in pieces])
     bad = (~torch.isfinite(log_w).all(0)).nonzero().flatten().tolist()
     if bad:
-        raise InputError(f"AIS weights of {len(bad)} images are not finite (first: image {bad[0]}): the model overflows there", bad)
+        raise InputError(
+            f"AIS weights of {len(bad)} images are not finite (first: image {bad[0]}): the model overflows there", bad
+        )
     value, error, ess = log_mean_exp(log_w)
     if num_chains == 1:
         error = torch.full_like(value, torch.nan)

@@ -147,5 +147,9 @@ def make_base(vae: Model, x: Tensor, base: str | Posterior) -> Base:
     mean = z.mean(0)
     centred = (z - mean).transpose(0, 1)
     cov = torch.bmm(centred.mT, centred) / (len(z) - 1)
-    ridge = 1e-4 * cov.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * torch.eye(vae.latent_dim, dtype=cov.dtype, device=cov.device)
+    ridge = (
+        1e-4
+        * cov.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        * torch.eye(vae.latent_dim, dtype=cov.dtype, device=cov.device)
+    )
     return kind(mean, torch.linalg.cholesky(cov + ridge))

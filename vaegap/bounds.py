@@ -210,7 +210,7 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:
-    """Pareto shape k̂ of importance log-weights (k, N) -> (N,); NaN for fewer than 25 samples."""
+    """Pareto shape k̂ of importance log-weights (k, N) -> (N,); NaN for fewer than 25 samples, −inf for equal weights."""
     k = log_w.shape[0]
     if k < 25:
         return torch.full((log_w.shape[1],), torch.nan, dtype=log_w.dtype)
@@ -222,7 +222,10 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for i, column in enumerate(log_w.T.cpu().numpy()):
-            out[i] = float(array_stats.psislw(-column)[1])  # psislw takes log-likelihoods, i.e. minus log-weights
+            try:
+                out[i] = float(array_stats.psislw(-column)[1])  # psislw takes log-likelihoods, i.e. minus log-weights
+            except ValueError:  # "All tail values are the same": the proposal is the posterior, there is no tail
+                out[i] = -torch.inf
     return out
 
 

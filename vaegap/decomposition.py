@@ -122,7 +122,9 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, seed: int = 0) -> tu
     """
     values = values.double().flatten()
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([values[torch.randint(len(values), (len(values),), generator=generator)].mean() for _ in range(_RESAMPLES)])
+    means = torch.stack(
+        [values[torch.randint(len(values), (len(values),), generator=generator)].mean() for _ in range(_RESAMPLES)]
+    )
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
 
@@ -165,19 +167,30 @@ def log_evidence(
     if certify:
 
         def fit(images: Tensor) -> Posterior:
-            return optimize_local(vae, images, best.family, num_eval=2, force_dtype=force_dtype, seed=seed + 3).posterior
+            return optimize_local(
+                vae, images, best.family, num_eval=2, force_dtype=force_dtype, seed=seed + 3
+            ).posterior
 
         sandwich = bdmc(vae, certify, num_temperatures=num_temperatures, base=fit, seed=seed + 4, **options)
     chosen = annealed if annealed.mean >= weighted.mean else weighted
     return LogEvidence(chosen, annealed, weighted, sandwich, missed)
 
 
-def _missed(vae: Model, x: Tensor, annealed: Bound, num_temperatures: int, seed: int, options: dict[str, Any]) -> dict[int, float]:
+def _missed(
+    vae: Model, x: Tensor, annealed: Bound, num_temperatures: int, seed: int, options: dict[str, Any]
+) -> dict[int, float]:
     """Images where AIS from the defensive mixture is higher, twice in a row: a few chains' error bars are rough."""
     index = torch.arange(len(x))
     excess = torch.zeros(len(x), dtype=torch.float64)
     for again in range(2):
-        wide = ais(vae, x[index.to(x.device)], num_temperatures=num_temperatures, base="mixture", seed=seed + 100 * again, **options)
+        wide = ais(
+            vae,
+            x[index.to(x.device)],
+            num_temperatures=num_temperatures,
+            base="mixture",
+            seed=seed + 100 * again,
+            **options,
+        )
         difference = (wide.per_image - annealed.per_image[index.to(x.device)]).cpu()
         error = (wide.mcse_per_image.square() + annealed.mcse_per_image[index.to(x.device)].square()).sqrt().cpu()
         found = difference > torch.maximum(3 * error, torch.full_like(error, 0.5))
@@ -247,10 +260,27 @@ def gaps(
         start = fits.get(RECIPES[name].start)
         reported = num_samples if name in wanted else 2
         fits[name] = optimize_local(
-            vae, x, name, start and start.posterior, num_eval=reported, force_dtype=force_dtype, seed=seed, progress=progress
+            vae,
+            x,
+            name,
+            start and start.posterior,
+            num_eval=reported,
+            force_dtype=force_dtype,
+            seed=seed,
+            progress=progress,
         )
     evidence = log_evidence(
-        vae, x, fits["full_gaussian"].posterior, num_chains, num_temperatures, num_samples * 2, certify, check_modes, force_dtype, seed, progress
+        vae,
+        x,
+        fits["full_gaussian"].posterior,
+        num_chains,
+        num_temperatures,
+        num_samples * 2,
+        certify,
+        check_modes,
+        force_dtype,
+        seed,
+        progress,
     )
     amortized = elbo(vae, x, num_samples, seed=seed + 5)
     return _assemble(evidence, amortized, {name: fits[name] for name in wanted}, own)

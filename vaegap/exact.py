@@ -148,6 +148,7 @@ class Quadrature:
     """The true posterior on a grid, image by image.
 
     Args:
+        vae, x: the model and its images (N, D).
         log_p: log p(x) (N,), nats.
         axes: grid coordinates (N, G, 2): the two axes of each image's own window.
         log_posterior: log p(z|x) at the grid (N, G, G); entry [n, i, j] is at z = (axes[n, i, 0], axes[n, j, 1]).
@@ -155,6 +156,8 @@ class Quadrature:
             quadrature error.
     """
 
+    vae: Model
+    x: Tensor
     log_p: Tensor
     axes: Tensor
     log_posterior: Tensor
@@ -162,34 +165,48 @@ class Quadrature:
 
     def grid(self) -> Tensor:
         """Grid points (G * G, N, 2), in the order of `log_posterior[n].flatten()`."""
-        g = self.axes.shape[1]
-        first = self.axes[:, :, 0].unsqueeze(2).expand(-1, g, g)
-        second = self.axes[:, :, 1].unsqueeze(1).expand(-1, g, g)
-        return torch.stack([first, second], -1).flatten(1, 2).transpose(0, 1)
+        return _product(self.axes)
 
-    def kl(self, posterior: Posterior) -> Tensor:
-        """KL(q || p(z|x)) (N,) by quadrature over the window, for a family with a tractable density.
+    def kl(self, posterior: Posterior, reach: float = 8.0) -> Tensor:
+        """KL(q || p(z|x)) (N,) in nats for a family with a tractable density.
 
-        The mass of q outside the window counts as lost; `mass` tells how much lies inside.
+        Summed over a window of `reach` standard deviations of q around its mean, so that a q far from the posterior
+        is seen whole; the sum is divided by q's mass there, which `mass` reports.
         """
-        log_q, log_p = self._on_grid(posterior)
-        return (log_q.exp() * (log_q - log_p)).sum(-1) * self._cell()
+        grid, log_q, cell = self._window(posterior, reach)
+        with evaluating(self.vae):
+            log_joint = torch.stack(
+                [_log_joint_at(self.vae, self.x[i : i + 1], grid[:, i]) for i in range(len(self.x))]
+            )
+        q = log_q.exp()
+        return (q * (log_q - log_joint + self.log_p[:, None])).sum(1) / q.sum(1)
 
-    def mass(self, posterior: Posterior) -> Tensor:
-        """Probability that q puts on the window (N,)."""
-        return self._on_grid(posterior)[0].exp().sum(-1) * self._cell()
+    def mass(self, posterior: Posterior, reach: float = 8.0) -> Tensor:
+        """Probability that q puts on its own window (N,): 1 unless its tails are heavy or the grid too coarse."""
+        _, log_q, cell = self._window(posterior, reach)
+        return log_q.exp().sum(1) * cell
 
-    def _on_grid(self, posterior: Posterior) -> tuple[Tensor, Tensor]:
+    def _window(self, posterior: Posterior, reach: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Grid (G * G, N, 2) around q, log q there (N, G * G) in double, and the cells' areas (N,)."""
+        mean, sd = (v.double() for v in posterior.moments())
+        g = self.axes.shape[1]
+        unit = torch.linspace(-reach, reach, g, dtype=torch.float64)
+        axes = mean[:, None] + sd[:, None] * unit[:, None]  # (N, G, 2)
+        grid = _product(axes)
         with torch.no_grad():
-            log_q = posterior.log_prob(self.grid().to(posterior.params["mean"].dtype)).double().T  # (N, G*G)
-        return log_q, self.log_posterior.flatten(1)
-
-    def _cell(self) -> Tensor:
-        step = self.axes[:, 1] - self.axes[:, 0]
-        return step.prod(-1)
+            log_q = posterior.log_prob(grid.to(posterior.params["mean"].dtype)).double().T
+        return grid, log_q, (axes[:, 1] - axes[:, 0]).prod(-1)
 
 
-def quadrature(vae: Model, x: Tensor, points: int = 201, radius: float = 7.0) -> Quadrature:
+def _product(axes: Tensor) -> Tensor:
+    """All points of per-image grids: axes (N, G, 2) -> (G * G, N, 2)."""
+    g = axes.shape[1]
+    first = axes[:, :, 0].unsqueeze(2).expand(-1, g, g)
+    second = axes[:, :, 1].unsqueeze(1).expand(-1, g, g)
+    return torch.stack([first, second], -1).flatten(1, 2).transpose(0, 1)
+
+
+def quadrature(vae: Model, x: Tensor, points: int = 151, radius: float = 7.0) -> Quadrature:
     """log p(x) and the posterior on a grid, for any decoder with two latents and a N(0, I) prior.
 
     A coarse grid over the prior's ±`radius` finds each image's posterior; a window of 8 standard deviations around
@@ -215,14 +232,14 @@ def quadrature(vae: Model, x: Tensor, points: int = 201, radius: float = 7.0) ->
     x = vae.check(x)
     points += 1 - points % 2
     with evaluating(vae):
-        coarse = torch.linspace(-radius, radius, 281).repeat(len(x), 1).unsqueeze(-1).expand(-1, -1, 2)
+        coarse = torch.linspace(-radius, radius, 141).repeat(len(x), 1).unsqueeze(-1).expand(-1, -1, 2)
         log_joint = _log_joint_on(vae, x, coarse)
         weight = (log_joint - log_joint.flatten(1).logsumexp(1)[:, None, None]).exp()
         windows = []
         for axis, marginal in ((0, weight.sum(2)), (1, weight.sum(1))):
             grid = coarse[:, :, axis].double()
             mean = (marginal * grid).sum(1)
-            sd = (marginal * (grid - mean[:, None]).square()).sum(1).sqrt().clamp_min(2 * radius / 280)
+            sd = (marginal * (grid - mean[:, None]).square()).sum(1).sqrt().clamp_min(2 * radius / 140)
             unit = torch.linspace(-1, 1, points, dtype=torch.float64)
             seen = (marginal > 1e-9) * grid  # a second mode far away widens the window
             low = torch.minimum(mean - 8 * sd, torch.where(marginal > 1e-9, grid, mean[:, None]).amin(1))
@@ -233,17 +250,17 @@ def quadrature(vae: Model, x: Tensor, points: int = 201, radius: float = 7.0) ->
     cell = (axes[:, 1] - axes[:, 0]).prod(-1).log()
     log_p = fine.flatten(1).logsumexp(1) + cell
     rough = fine[:, ::2, ::2].flatten(1).logsumexp(1) + cell + math.log(4)
-    return Quadrature(log_p, axes, fine - log_p[:, None, None], (log_p - rough).abs())
+    return Quadrature(vae, x, log_p, axes, fine - log_p[:, None, None], (log_p - rough).abs())
 
 
 def _log_joint_on(vae: Model, x: Tensor, axes: Tensor) -> Tensor:
     """log p(x, z) in double on each image's grid: axes (N, G, 2) -> (N, G, G)."""
-    out = []
     g = axes.shape[1]
-    for i in range(len(x)):
-        first = axes[i, :, 0, None].expand(g, g)
-        second = axes[i, None, :, 1].expand(g, g)
-        z = torch.stack([first, second], -1).reshape(-1, 1, 2).to(vae.dtype)
-        rows = [vae.log_joint(x[i : i + 1], part).double() for part in z.split(8192)]
-        out.append(torch.cat(rows).view(g, g))
-    return torch.stack(out)
+    grid = _product(axes.to(vae.dtype))
+    return torch.stack([_log_joint_at(vae, x[i : i + 1], grid[:, i]).view(g, g) for i in range(len(x))])
+
+
+def _log_joint_at(vae: Model, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x, z) (M,) in double for one image x (1, D) at points z (M, 2)."""
+    rows = [vae.log_joint(x, part).double().squeeze(1) for part in z.to(vae.dtype).unsqueeze(1).split(4096)]
+    return torch.cat(rows)

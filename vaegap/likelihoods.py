@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import (
     Bernoulli as TorchBernoulli,
 )
+from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import (
     Distribution,
     Independent,
@@ -223,7 +223,9 @@ def _check_finite(x: Tensor) -> None:
     bad = ~torch.isfinite(x).flatten(1).all(1)
     if bad.any():
         where = bad.nonzero().flatten().tolist()
-        raise InputError(f"{len(where)} of {len(x)} images hold NaN or infinity (first: image {where[0]}); drop or mend them", where)
+        raise InputError(
+            f"{len(where)} of {len(x)} images hold NaN or infinity (first: image {where[0]}); drop or mend them", where
+        )
 
 
 def make_likelihood(name: str | Likelihood, **options: Any) -> Likelihood:

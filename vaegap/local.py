@@ -191,7 +191,14 @@ class _Potential(torch.autograd.Function):
 
 
 def _ascend(
-    joint: LogJoint, q: Posterior, steps: int, samples: int, lr: float, beta2: float, generator: torch.Generator, path: bool = True
+    joint: LogJoint,
+    q: Posterior,
+    steps: int,
+    samples: int,
+    lr: float,
+    beta2: float,
+    generator: torch.Generator,
+    path: bool = True,
 ) -> Iterator[Posterior]:
     """Adam on every per-image tensor of q (shared tensors stay); yields the posterior after each step."""
     count, factors = len(q), q.family.learning_rates()
@@ -205,7 +212,11 @@ def _ascend(
     optimizer = torch.optim.Adam(groups, lr=lr, betas=(0.9, beta2), fused=joint.x.device.type in ("cpu", "cuda"))
     now = Posterior(q.family, params)
     for step in range(steps):
-        scale = 1.0 if not path else min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        scale = (
+            1.0
+            if not path
+            else min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr * scale * group["factor"]
         z, log_q = now.rsample_and_log_prob(samples, path=path, antithetic=path, generator=generator)
@@ -217,12 +228,23 @@ def _ascend(
 
 
 def _climb(
-    vae: Model, x: Tensor, start: Posterior, plan: Recipe, num_eval: int, *, force_dtype: torch.dtype | None, seed: int, progress: bool
+    vae: Model,
+    x: Tensor,
+    start: Posterior,
+    plan: Recipe,
+    num_eval: int,
+    *,
+    force_dtype: torch.dtype | None,
+    seed: int,
+    progress: bool,
 ) -> LocalFit:
     """Optimise all chunks, two at a time where there are two cores, and report on fresh samples."""
     pieces = [torch.arange(i, min(i + plan.chunk, len(x))) for i in range(0, len(x), plan.chunk)]
     workers = min(torch.get_num_threads(), len(pieces)) if x.device.type == "cpu" and plan.chunk < 500 else 1
-    with evaluating(vae), tqdm(total=len(x), desc=f"q* {start.family.name}", disable=not progress, mininterval=1) as bar:
+    with (
+        evaluating(vae),
+        tqdm(total=len(x), desc=f"q* {start.family.name}", disable=not progress, mininterval=1) as bar,
+    ):
 
         def work(number: int) -> tuple[Posterior, Tensor]:
             index = pieces[number].to(x.device)

@@ -78,7 +78,9 @@ class Model(nn.Module):
             InputError: no images, a wrong shape, NaN, or pixels the likelihood cannot have produced.
         """
         if x.dim() != 2:
-            raise InputError(f"images come as a matrix (N, D), one flattened image a row; got shape {tuple(x.shape)}: use x.flatten(1)")
+            raise InputError(
+                f"images come as a matrix (N, D), one flattened image a row; got shape {tuple(x.shape)}: use x.flatten(1)"
+            )
         if len(x) == 0:
             raise InputError("there are no images: x has shape " + str(tuple(x.shape)))
         x = x.to(device=self.device, dtype=self.dtype)
@@ -239,7 +241,9 @@ class WrappedVAE(Model):
         want = (len(x), self.latent_dim)
         for what, value in (("mean", mean), ("log-variance", logvar)):
             if tuple(value.shape) != want:
-                raise InputError(f"the encoder's {what} has shape {tuple(value.shape)}, expected {want}: check latent_dim")
+                raise InputError(
+                    f"the encoder's {what} has shape {tuple(value.shape)}, expected {want}: check latent_dim"
+                )
         return Gaussian(self.latent_dim).posterior(mean.float(), logvar.float().clamp_max(2 * LOGVAR_MAX))
 
     def decode(self, z: Tensor) -> Distribution:

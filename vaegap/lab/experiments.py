@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vaegap.errors import InputError
 from vaegap.lab import locks, provenance, records, runs
+from vaegap.lab.errors import StorageError
 from vaegap.lab.files import find_results, find_root, work_folder
 from vaegap.lab.records import Record, canonical
 from vaegap.lab.sessions import Session, empty
@@ -217,11 +218,13 @@ def run(
     settings = resolve(known, params or {}, profile)
     name = _identity(known, settings, profile)
     again = partial(_outdated, refresh=refresh or profile == "quick")
-    record = runs.find(name, results)
-    if record is not None and not again(record):
-        return record
     folder = find_results(results)
     work = work_folder(folder, name)
+    record = runs.find(name, results)
+    if record is not None and not again(record):
+        if work.is_dir():
+            _tidy(work)
+        return record
     started = time.monotonic()
     session = Session(work)
     lock = locks.Lock(work / "lock", on_beat=session.beat)
@@ -255,6 +258,16 @@ def run(
 
 def _outdated(record: Record, refresh: bool) -> bool:
     return refresh and record.stale
+
+
+def _tidy(work: Path) -> None:
+    """Remove the scratch folder of a run that was killed just after it had written its record."""
+    with contextlib.suppress(OSError, StorageError):
+        lock = locks.Lock(work / "lock")
+        if lock.try_acquire():
+            empty(work)
+            lock.release()
+            work.rmdir()
 
 
 def _loaded(science: Mapping[str, str]) -> dict[str, str]:

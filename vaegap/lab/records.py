@@ -153,7 +153,7 @@ def read(folder: str | os.PathLike[str]) -> Record:
         raise RecordError("reading records needs pyarrow: pip install 'vaegap[lab]'") from None
     path = folder / "record.parquet"
     try:
-        table = parquet.read_table(path, page_checksum_verification=True)
+        table = parquet.read_table(path, use_threads=False, page_checksum_verification=True)
         inside = (table.schema.metadata or {}).get(b"vaegap")
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read ({str(error).splitlines()[0]}). {_cure(folder)}") from None

@@ -66,7 +66,9 @@ class ModelSpec:
     def schedule(self) -> Schedule:
         """How this profile trains."""
         if self.profile == "paper":
-            schedule = Schedule(300, 100, "constant", 1e-4, 50 / 300, 1e-4) if self.dataset == "cifar10" else Schedule.paper()
+            schedule = (
+                Schedule(300, 100, "constant", 1e-4, 50 / 300, 1e-4) if self.dataset == "cifar10" else Schedule.paper()
+            )
         elif self.profile == "laptop":
             schedule = Schedule(20, 100, lr=1e-3) if self.dataset == "cifar10" else Schedule(100, 200)
         else:

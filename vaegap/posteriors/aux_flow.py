@@ -142,8 +142,12 @@ class AuxFlow(Family):
         """
         n, d = mean.shape
         if not self.whiten or self.hidden < d:
-            raise ValueError("the closed-form start needs whiten=True and hidden >= latent_dim; call local_variant() first")
-        lower = (0.5 * logvar).exp().unsqueeze(-1) * (tril.tril(-1) + torch.eye(d, dtype=mean.dtype, device=mean.device))
+            raise ValueError(
+                "the closed-form start needs whiten=True and hidden >= latent_dim; call local_variant() first"
+            )
+        lower = (0.5 * logvar).exp().unsqueeze(-1) * (
+            tril.tril(-1) + torch.eye(d, dtype=mean.dtype, device=mean.device)
+        )
         sd = lower.square().sum(-1).sqrt()
         corr = (lower / sd.unsqueeze(-1)).double()
         lam, u = torch.linalg.eigh(corr @ corr.mT)  # double: the small eigenvalues matter
@@ -182,5 +186,3 @@ class AuxFlow(Family):
     def learning_rates(self) -> dict[str, float]:
         # r's score noise does not vanish under path gradients, so it moves more slowly; the Gaussian part faster
         return {"mean": 6.0, "logvar": 6.0, "reverse": 0.1}
-
-

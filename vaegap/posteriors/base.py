@@ -157,7 +157,9 @@ class Posterior:
 
     def __getitem__(self, index: Any) -> Posterior:
         """The posteriors of some images; `index` is a slice, a list or a tensor."""
-        return Posterior(self.family, {k: v if v.shape[0] == 1 < len(self) else v[index] for k, v in self.params.items()})
+        return Posterior(
+            self.family, {k: v if v.shape[0] == 1 < len(self) else v[index] for k, v in self.params.items()}
+        )
 
     def rsample_and_log_prob(self, num_samples: int, **options: Any) -> tuple[Tensor, Tensor]:
         """See `Family.rsample_and_log_prob`."""
@@ -174,7 +176,9 @@ class Posterior:
             NotImplementedError: the family has auxiliary variables, so log q(z) is an integral.
         """
         if not self.family.tractable:
-            raise NotImplementedError(f"{self.family.name} has auxiliary variables: log q(z) is not tractable; use rsample_and_log_prob")
+            raise NotImplementedError(
+                f"{self.family.name} has auxiliary variables: log q(z) is not tractable; use rsample_and_log_prob"
+            )
         return self.family.log_density(self.params, (z,))
 
     def kl(self) -> Tensor | None:

@@ -162,7 +162,9 @@ class Spline(Coupling):
 
     name = "spline"
 
-    def __init__(self, latent_dim: int, hidden: int = 32, num_steps: int = 2, whiten: bool = True, bins: int = 6) -> None:
+    def __init__(
+        self, latent_dim: int, hidden: int = 32, num_steps: int = 2, whiten: bool = True, bins: int = 6
+    ) -> None:
         super().__init__(latent_dim, hidden, num_steps, whiten)
         try:
             from zuko.transforms import MonotonicRQSTransform

@@ -59,7 +59,9 @@ def either(first: Posterior, second: Posterior, pick_second: Tensor) -> Posterio
     alike = same and all(first.params[k].shape == second.params[k].shape for k in first.params)
     if alike and all(v.shape[0] == len(first) for v in first.params.values()):
         shaped = {k: pick_second.view(-1, *[1] * (v.dim() - 1)) for k, v in first.params.items()}
-        return Posterior(first.family, {k: torch.where(shaped[k], second.params[k], v) for k, v in first.params.items()})
+        return Posterior(
+            first.family, {k: torch.where(shaped[k], second.params[k], v) for k, v in first.params.items()}
+        )
     params = {f"first/{k}": v for k, v in first.params.items()} | {f"second/{k}": v for k, v in second.params.items()}
     mean = first.params["mean"]
     return Posterior(Either(first.family, second.family), {**params, "mean": mean, "pick": pick_second.to(mean)})

@@ -1,0 +1,199 @@
+"""Figures: gap ladders, bands over epochs, posterior contours. One style, safe for colour-blind readers and dark pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from vaegap.exact import Quadrature
+    from vaegap.posteriors import Posterior
+
+__all__ = ["COLORS", "LABELS", "contours", "gap_bands", "gap_bars", "gap_ladder", "use_style"]
+
+COLORS = {"approximation": "#0072B2", "amortization": "#E69F00", "log_p": "#009E73", "L_q": "#D55E00"}
+"""Okabe and Ito's palette."""
+
+LABELS = {
+    "log_p": r"$\log \hat p(x)$",
+    "L_q": r"$\mathcal{L}[q]$",
+    "L_star_gaussian": r"$\mathcal{L}[q^*_{FFG}]$",
+    "L_star_full_gaussian": r"$\mathcal{L}[q^*_{full}]$",
+    "L_star_flow": r"$\mathcal{L}[q^*_{flow}]$",
+    "L_star_aux_flow": r"$\mathcal{L}[q^*_{AF}]$",
+    "L_star_spline": r"$\mathcal{L}[q^*_{spline}]$",
+}
+
+
+def use_style() -> None:
+    """Use the book's matplotlib style."""
+    import matplotlib.pyplot as plt
+
+    plt.style.use(Path(__file__).with_name("figures.mplstyle"))
+
+
+def _axes(ax: Axes | None, **size: Any) -> Axes:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    use_style()
+    return plt.subplots(layout="constrained", **size)[1]
+
+
+def gap_ladder(summary: pd.DataFrame, family: str = "gaussian", ax: Axes | None = None) -> Axes:
+    """log p̂, L[q*] of every family and L[q] as levels, with the two gaps of one family as bars between them.
+
+    Args:
+        summary: as `Gaps.summary`.
+        family: whose gaps are drawn.
+        ax: where; None for a new figure.
+    """
+    ax = _axes(ax, figsize=(5.2, 3.2))
+    levels = [name for name in LABELS if name in summary.index]
+    for name in levels:
+        value = summary.loc[name, "mean"]
+        ax.axhline(value, color="0.5", lw=1, ls="-" if name in ("log_p", "L_q", f"L_star_{family}") else ":", zorder=0)
+        ax.annotate(
+            f"{LABELS[name]} = {value:.2f}", (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+    bars = ((0.3, "approximation", "log_p", f"L_star_{family}"), (0.7, "amortization", f"L_star_{family}", "L_q"))
+    for x, gap, upper, lower in bars:
+        top, bottom = summary.loc[upper, "mean"], summary.loc[lower, "mean"]
+        ax.bar(
+            x,
+            top - bottom,
+            0.3,
+            bottom,
+            color=COLORS[gap],
+            hatch="//" if gap == "amortization" else None,
+            edgecolor="white",
+        )
+        row = summary.loc[f"{gap}_{family}"]
+        text = f"{gap} gap\n{row['mean']:.2f} nats\n[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+        ax.annotate(text, (x, bottom), xytext=(0, -4), textcoords="offset points", ha="center", va="top", fontsize=8)
+    span = summary.loc["log_p", "mean"] - summary.loc["L_q", "mean"]
+    ax.set(
+        xlim=(0, 1),
+        xticks=[],
+        ylabel="nats per image",
+        ylim=(summary.loc["L_q", "mean"] - 0.45 * span, summary.loc["log_p", "mean"] + 0.1 * span),
+    )
+    return ax
+
+
+def gap_bars(
+    rows: Mapping[str, tuple[float, float]],
+    errors: Mapping[str, tuple[float, float]] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Stacked approximation and amortization gaps, one bar a model.
+
+    Args:
+        rows: model -> (approximation, amortization), nats.
+        errors: model -> half widths of their intervals.
+        ax: where.
+    """
+    ax = _axes(ax, figsize=(1.6 + 1.1 * len(rows), 3.2))
+    for i, (name, (approximation, amortization)) in enumerate(rows.items()):
+        first, second = (errors or {}).get(name, (0.0, 0.0))
+        ax.bar(
+            i,
+            approximation,
+            0.6,
+            color=COLORS["approximation"],
+            label="approximation" if i == 0 else None,
+            yerr=first or None,
+            ecolor="0.4",
+        )
+        ax.bar(
+            i, amortization, 0.6, approximation, color=COLORS["amortization"], hatch="//", edgecolor="white",
+            label="amortization" if i == 0 else None, yerr=second or None, ecolor="0.4",
+        )  # fmt: skip
+    ax.set(xticks=range(len(rows)), ylabel="gap, nats per image")
+    ax.set_xticklabels(list(rows), fontsize=8)
+    ax.legend(frameon=False)
+    return ax
+
+
+def gap_bands(
+    epochs: Sequence[float],
+    log_p: Sequence[float],
+    best: Sequence[float],
+    amortized: Sequence[float],
+    ax: Axes | None = None,
+) -> Axes:
+    """Bands between log p̂, L[q*] and L[q] over epochs (the paper's figure on generalization)."""
+    ax = _axes(ax, figsize=(4, 3))
+    ax.fill_between(epochs, best, log_p, color=COLORS["approximation"], alpha=0.5, label="approximation")
+    ax.fill_between(epochs, amortized, best, color=COLORS["amortization"], alpha=0.5, hatch="//", label="amortization")
+    for values, style in ((log_p, "-"), (best, "--"), (amortized, ":")):
+        ax.plot(epochs, values, style, color="0.4", lw=1)
+    ax.set(xlabel="epoch", ylabel="nats per image")
+    ax.legend(frameon=False, loc="lower left")
+    return ax
+
+
+def contours(
+    truth: Quadrature,
+    posteriors: Mapping[str, Posterior],
+    images: torch.Tensor | None = None,
+    titles: Sequence[str] = (),
+) -> Figure:
+    """The true posterior (filled) under each approximation's contours, a column an image and a row a posterior.
+
+    Args:
+        truth: the true posteriors on their grids.
+        posteriors: name -> posterior with a tractable density, of the same images.
+        images: pictures (N, H, W) for the top row.
+        titles: column titles.
+    """
+    import matplotlib.pyplot as plt
+
+    use_style()
+    count, names = len(truth.log_p), list(posteriors)
+    top = images is not None
+    fig, axes = plt.subplots(
+        len(names) + top, count, figsize=(1.9 * count, 1.9 * (len(names) + top)), squeeze=False, layout="constrained"
+    )
+    size = truth.axes.shape[1]
+    for j in range(count):
+        if images is not None:
+            axes[0, j].imshow(images[j], cmap="gray_r")
+            axes[0, j].set_axis_off()
+        if titles:
+            axes[0, j].set_title(titles[j], fontsize=9)
+        first, second = truth.axes[j, :, 0], truth.axes[j, :, 1]
+        density = truth.log_posterior[j].exp().T
+        for i, name in enumerate(names):
+            ax = axes[i + top, j]
+            with torch.no_grad():
+                log_q = posteriors[name].log_prob(truth.grid().to(posteriors[name].params["mean"].dtype))[:, j]
+            q = log_q.double().exp().view(size, size).T
+            ax.contourf(first, second, density, levels=_levels(density), cmap="Greys", alpha=0.6)
+            ax.contour(first, second, q, levels=_levels(q), colors=COLORS["approximation"], linewidths=1)
+            near = density > density.max() * 1e-3
+            for axis, grid, mask in (("x", first, near.any(0)), ("y", second, near.any(1))):
+                inside = grid[mask]
+                pad = 0.35 * float(inside[-1] - inside[0]) + 1e-3
+                getattr(ax, f"set_{axis}lim")(float(inside[0]) - pad, float(inside[-1]) + pad)
+            ax.tick_params(labelsize=6)
+            if j == 0:
+                ax.set_ylabel(name.replace("_", " "), fontsize=9)
+    return fig
+
+
+def _levels(density: torch.Tensor) -> list[float]:
+    """Heights that enclose 95, 80, 50 and 20 % of the mass, and the top."""
+    flat = density.flatten().sort(descending=True).values
+    mass = flat.cumsum(0) / flat.sum()
+    heights = [float(flat[int((mass < share).sum().clamp(max=len(flat) - 1))]) for share in (0.95, 0.8, 0.5, 0.2)]
+    return sorted({*heights, float(flat[0]) * (1 + 1e-6)})

@@ -1,0 +1,334 @@
+"""The experiments of the paper as `Experiment`s: what each computes, with which settings under which profile.
+
+Work is cut into blocks of images, each seeded by its own position and saved when done, so that a killed run goes on
+where it was and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vaegap import decomposition
+from vaegap.annealing import bdmc
+from vaegap.bounds import evaluating
+from vaegap.lab import checkpoints, provenance
+from vaegap.lab.datasets import load_images
+from vaegap.lab.experiments import Context, Experiment, register
+from vaegap.lab.records import Record
+from vaegap.lab.zoo import ModelSpec, trained
+from vaegap.local import optimize_local
+from vaegap.models import VAE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Rows", "gap_tables", "model_folder", "model_of", "spec_of"]
+
+Rows = list[dict[str, Any]]
+_BLOCK = 250  # images at a time: under two minutes for the slowest family
+_SPEC = ("dataset", "family", "latent_dim", "encoder", "decoder", "activation", "architecture", "anneal", "seed")
+
+
+def model_folder(results: Path, profile: str) -> Path:
+    """Where trained models lie; those of the quick profile belong to the code that made them."""
+    if profile == "quick":
+        return results / "_work" / "models" / provenance.science_digest()[:12]
+    return results / "models"
+
+
+def spec_of(params: Mapping[str, Any], profile: str) -> ModelSpec:
+    """The model that an experiment's parameters ask for, without its frozen decoder."""
+    said = {k: tuple(params[k]) if isinstance(params[k], list) else params[k] for k in _SPEC if k in params}
+    return ModelSpec(**said, profile=profile)
+
+
+def model_of(params: Mapping[str, Any], profile: str, results: Path) -> tuple[VAE, dict[str, Any]]:
+    """Load or train the model of an experiment, its frozen decoder's donor first."""
+    folder, spec = model_folder(results, profile), spec_of(params, profile)
+    if params.get("frozen"):
+        donor = replace(spec, family="gaussian", encoder=(200, 200))
+        trained(donor, folder)
+        spec = replace(spec, frozen=donor.id)
+    return trained(spec, folder)
+
+
+def in_blocks(
+    ctx: Context, name: str, num: int, compute: Callable[[slice, int], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Run `compute(images, seed)` on blocks of images, each saved when done, and join the results (N, ...)."""
+    pieces = []
+    for start in range(0, num, _BLOCK):
+        path = ctx.checkpoint(f"{name}-{start}")
+        if not path.exists():
+            checkpoints.save(path, compute(slice(start, min(start + _BLOCK, num)), 1000 * start + 17), {})
+        pieces.append(checkpoints.load(path)[0])
+    return {key: torch.cat([p[key] for p in pieces]) for key in pieces[0]}
+
+
+def _force_dtype() -> torch.dtype | None:
+    """bfloat16 forces where the processor multiplies bfloat16 matrices faster, the model's own elsewhere."""
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    return torch.bfloat16 if "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags() else None
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def decompose(
+    ctx: Context, vae: VAE, x: Tensor, name: str, families: tuple[str, ...], check_modes: bool = False
+) -> dict[str, Tensor]:
+    """Per-image bounds of the decomposition in blocks: columns <bound> and <bound>_mcse, each (N,)."""
+
+    def block(part: slice, seed: int) -> dict[str, Tensor]:
+        print(f"{ctx.run_id}: {name}, images {part.start} to {part.stop - 1}", flush=True)
+        out = decomposition.gaps(
+            vae, x[part], families, certify=0, check_modes=check_modes, force_dtype=_force_dtype(), seed=seed
+        )
+        columns: dict[str, Tensor] = {}
+        for key in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
+            columns[key] = torch.tensor(out.table[key].to_numpy(copy=True))
+            columns[f"{key}_mcse"] = torch.tensor(out.errors[key].to_numpy(copy=True))
+        for key, bound in (("ais", out.evidence.ais), ("iwae", out.evidence.iwae)):
+            columns[key], columns[f"{key}_mcse"] = bound.per_image, bound.mcse_per_image
+        assert out.evidence.iwae.khat is not None
+        columns["khat"] = out.evidence.iwae.khat
+        missed = torch.zeros(len(x[part]), dtype=torch.float64)
+        for i, excess in out.evidence.missed.items():
+            missed[i] = excess
+        columns["missed"] = missed
+        return columns
+
+    columns = in_blocks(ctx, name, len(x), block)
+    best = "ais" if columns["ais"].mean() >= columns["iwae"].mean() else "iwae"
+    columns["log_p"], columns["log_p_mcse"] = columns[best], columns[f"{best}_mcse"]
+    return columns
+
+
+def _rows(columns: dict[str, Tensor], **labels: Any) -> Iterator[dict[str, Any]]:
+    """Tidy rows: every bound of every image, and means of all bounds and gaps."""
+    table, errors = _frames(columns)
+    bounds = [c for c in table.columns if c in ("log_p", "L_q") or c.startswith("L_star_")]
+    for metric in bounds:
+        family = metric.removeprefix("L_star_") if metric.startswith("L_star_") else ""
+        for i in range(len(table)):
+            yield {
+                **labels, "metric": metric, "image": str(i), "value": float(table[metric].iat[i]), "unit": "nats",
+                "mcse": float(errors[metric].iat[i]), "bound": "lower", "family": family or None,
+            }  # fmt: skip
+    for metric, row in decomposition.summarize(table, errors).iterrows():
+        kind = "lower" if metric in bounds else ""
+        yield {**labels, "metric": metric, "value": row["mean"], "mcse": row["mcse"], "unit": "nats", "bound": kind}
+    for key in ("ais", "iwae"):
+        error = float(columns[f"{key}_mcse"].square().sum().sqrt()) / len(columns[key])
+        yield {
+            **labels,
+            "metric": f"log_p_{key}",
+            "value": float(columns[key].mean()),
+            "mcse": error,
+            "unit": "nats",
+            "bound": "lower",
+        }
+    yield {
+        **labels,
+        "metric": "khat_above_0.7",
+        "value": float((columns["khat"] > 0.7).double().mean()),
+        "unit": "fraction",
+    }
+    yield {**labels, "metric": "missed_modes", "value": float((columns["missed"] > 0).sum()), "unit": "images"}
+
+
+def _frames(columns: Mapping[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    import pandas as pd
+
+    names = ["log_p", "L_q", *[k for k in columns if k.startswith("L_star_") and not k.endswith("_mcse")]]
+    table = pd.DataFrame({k: columns[k].numpy() for k in names})
+    errors = pd.DataFrame({k: columns[f"{k}_mcse"].numpy() for k in names})
+    return decomposition.complete_gaps(table, errors)
+
+
+def gap_tables(record: Record, **labels: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Per-image values and errors of a record's bounds and gaps (nats), for rows with these labels (split, model, ...)."""
+    rows = record.select(bound="lower", **labels)
+    rows = rows[rows["image"] != "mean"].assign(image=lambda r: r["image"].astype(int))
+    order = list(dict.fromkeys(rows["metric"]))
+    table = rows.pivot(index="image", columns="metric", values="value")[order].sort_index()
+    errors = rows.pivot(index="image", columns="metric", values="mcse")[order].sort_index()
+    return decomposition.complete_gaps(table, errors)
+
+
+def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> int:
+    """Latents whose posterior mean varies over the data: Var_x E_q[z_i] > 0.01 (Burda et al. 2016, section 5.2)."""
+    with evaluating(vae):
+        return int((vae.encode(vae.check(x)).mean.var(0) > threshold).sum())
+
+
+def _gap_decomposition(ctx: Context) -> Rows:
+    p = ctx.params
+    vae, meta = model_of(p, ctx.profile, ctx.results)
+    checkpoints.save_model(ctx.artifact("model.safetensors"), vae) if p["keep_weights"] else None
+    rows: Rows = []
+    for split, num in (("train", p["num_train"]), ("test", p["num_heldout"])):
+        x = load_images(p["dataset"], split, num_images=num).x
+        columns = decompose(ctx, vae, x, split, tuple(p["families"]), p["check_modes"])
+        rows += _rows(columns, split=split, encoder=_word(p["encoder"]), decoder=_word(p["decoder"]), model=p["family"])
+        rows.append({"split": split, "metric": "active_units", "value": active_units(vae, x), "unit": "units"})
+    rows += _width(ctx, vae, p["certify"])
+    rows.append({"metric": "train_elbo", "value": meta["history"][-1]["elbo"], "unit": "nats", "split": "train"})
+    rows.append({"metric": "train_seconds", "value": meta["seconds"], "unit": "s"})
+    ctx.notes["model"] = spec_of(p, ctx.profile).id
+    return rows
+
+
+def _width(ctx: Context, vae: VAE, num: int) -> Rows:
+    """BDMC with the settings of the published log p̂, in one block."""
+
+    def fit(images: Tensor) -> Any:
+        return optimize_local(vae, images, "full_gaussian", num_eval=2, force_dtype=_force_dtype(), seed=5).posterior
+
+    path = ctx.checkpoint("bdmc")
+    if not path.exists():
+        sandwich = bdmc(vae, num, num_temperatures=20, base=fit, force_dtype=_force_dtype(), seed=6)
+        pair = torch.tensor([sandwich.width, sandwich.mcse], dtype=torch.float64)
+        checkpoints.save(path, {"width": pair}, {})
+    width, error = checkpoints.load(path)[0]["width"].tolist()
+    return [
+        {
+            "metric": "bdmc_width",
+            "value": width,
+            "mcse": error,
+            "unit": "nats",
+            "split": "simulated",
+            "num_samples": num,
+        }
+    ]
+
+
+def _word(hidden: list[int]) -> str:
+    return "-".join(map(str, hidden)) or "linear"
+
+
+def _verify_gaps(ctx: Context, record: Record) -> Rows:
+    """The bounds of the first images, with other random numbers, from the kept weights."""
+    p = record.params
+    if p["keep_weights"]:
+        vae = checkpoints.load_model(record.artifact("model.safetensors"))
+    else:
+        vae, _ = model_of(p, ctx.profile, ctx.results)
+    num = min(20, p["num_train"])
+    x = load_images(p["dataset"], "train", num_images=num).x
+    out = decomposition.gaps(vae, x, tuple(p["families"]), certify=0, force_dtype=_force_dtype(), seed=12345)
+    rows: Rows = []
+    for metric in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
+        family = metric.removeprefix("L_star_") if metric.startswith("L_star_") else None
+        rows += [
+            {"metric": metric, "image": str(i), "value": out.table[metric].iat[i], "mcse": out.errors[metric].iat[i], "unit": "nats",
+             "bound": "lower", "split": "train", "family": family, "encoder": _word(p["encoder"]), "decoder": _word(p["decoder"]),
+             "model": p["family"]}
+            for i in range(num)
+        ]  # fmt: skip
+    return rows
+
+
+_MODEL: dict[str, Any] = {
+    "dataset": "mnist-5k",
+    "family": "gaussian",
+    "latent_dim": 50,
+    "encoder": [200, 200],
+    "decoder": [200, 200],
+    "activation": "elu",
+    "architecture": "mlp",
+    "anneal": True,
+    "seed": 0,
+}
+_BIG = {
+    "num_train": 1000,
+    "num_heldout": 500,
+    "certify": 200,
+    "families": ["gaussian", "full_gaussian", "aux_flow"],
+    "check_modes": True,
+}
+
+gap_decomposition = register(
+    Experiment(
+        "gap_decomposition",
+        _gap_decomposition,
+        {
+            **_MODEL,
+            "frozen": False,
+            "families": ["gaussian", "full_gaussian"],
+            "num_train": 100,
+            "num_heldout": 100,
+            "certify": 50,
+            "check_modes": False,
+            "keep_weights": True,
+        },
+        {"laptop": _BIG, "paper": _BIG},
+        verify=_verify_gaps,
+    )
+)
+
+
+def _generalization(ctx: Context) -> Rows:
+    """Gaps on training and validation images as training goes on (section 5.5)."""
+    p = ctx.params
+    spec = spec_of(p, ctx.profile)
+    milestones = tuple(sorted({max(1, round(f * spec.schedule.epochs)) for f in p["fractions"]}))
+    images = {
+        split: load_images(p["dataset"], split, num_images=p["num_images"]).x for split in ("train", p["heldout"])
+    }
+    rows: Rows = []
+
+    def measure(epoch: int, vae: VAE) -> None:
+        for split, x in images.items():
+            columns = decompose(ctx, vae, x, f"{split}-epoch{epoch}", tuple(p["families"]))
+            label = f"{p['family']} epoch {epoch}"
+            rows.extend(
+                _rows(columns, split=split, model=label, encoder=_word(p["encoder"]), decoder=_word(p["decoder"]))
+            )
+
+    trained(spec, ctx.folder / "models", milestones, measure)
+    seen = {r["model"] for r in rows}
+    for epoch in milestones:  # epochs that an earlier attempt measured: their blocks are there, no model is needed
+        if f"{p['family']} epoch {epoch}" not in seen:
+            measure(epoch, spec.build())
+    rows.append({"metric": "epochs", "value": spec.schedule.epochs, "unit": "epochs"})
+    return rows
+
+
+generalization = register(
+    Experiment(
+        "generalization",
+        _generalization,
+        {
+            **_MODEL,
+            "latent_dim": 20,
+            "heldout": "test",
+            "families": ["gaussian"],
+            "num_images": 50,
+            "fractions": [0.05, 0.3, 1.0],
+        },
+        {
+            "laptop": {
+                "num_images": 500,
+                "fractions": [0.03, 0.1, 0.3, 0.6, 1.0],
+                "families": ["gaussian", "full_gaussian"],
+            },
+            "paper": {
+                "num_images": 500,
+                "fractions": [0.03, 0.12, 0.5, 0.85, 1.0],
+                "families": ["gaussian", "full_gaussian"],
+            },
+        },
+    )
+)
