@@ -34,7 +34,29 @@ _HOME = {
     "Images": "lab.datasets",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "VAE",
+    "Bound",
+    "Gaps",
+    "Images",
+    "InputError",
+    "LocalFit",
+    "Posterior",
+    "Sandwich",
+    "__version__",
+    "ais",
+    "audit",
+    "bdmc",
+    "elbo",
+    "gaps",
+    "iwae",
+    "linear_gaussian_vae",
+    "load_images",
+    "make_family",
+    "optimize_local",
+    "quadrature",
+    "wrap",
+]
 
 if TYPE_CHECKING:
     from vaegap.annealing import Sandwich, ais, bdmc

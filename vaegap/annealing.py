@@ -117,7 +117,7 @@ class _Annealer:
         log_steps = torch.full(shape, most - math.log(2), dtype=self.base.dtype, device=self.base.device)
         for done in range(rounds):
             u = self.base.sample(num_chains, self.generator)
-            parts = self.energy(u)
+            parts: tuple[Tensor, ...] = self.energy(u)
             offset: Tensor | float = 0.0  # a correction carries over to the next temperature, so a wrong start heals
             for t in range(1, len(self.betas) - 1):
                 before = log_steps[t - 1].clone()

@@ -210,7 +210,7 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:
-    """Pareto shape k̂ of importance log-weights (k, N) -> (N,); NaN for fewer than 25 samples, −inf for equal weights."""
+    """Pareto shape k̂ of importance log-weights (k, N) -> (N,); NaN below 25 samples, −inf for equal weights."""
     k = log_w.shape[0]
     if k < 25:
         return torch.full((log_w.shape[1],), torch.nan, dtype=log_w.dtype)
@@ -233,8 +233,8 @@ def _finite(bound: Bound, what: str) -> Bound:
     bad = (~torch.isfinite(bound.per_image)).nonzero().flatten().tolist()
     if bad:
         raise InputError(
-            f"{what} is not finite for {len(bad)} images (first: image {bad[0]}). The encoder or decoder overflows there: "
-            "look at its outputs for these images, or drop them",
+            f"{what} is not finite for {len(bad)} images (first: image {bad[0]}). The encoder or decoder overflows "
+            "there: look at its outputs for these images, or drop them",
             bad,
         )
     return bound

@@ -75,7 +75,7 @@ class Gaps:
 
     @property
     def identity_error(self) -> float:
-        """Largest inference − approximation − amortization, in absolute value over images and families: rounding only."""
+        """Largest absolute value of inference − approximation − amortization, in nats: rounding only."""
         worst = 0.0
         for name in self.fits:
             parts = self.table[f"approximation_{name}"] + self.table[f"amortization_{name}"]
@@ -257,13 +257,13 @@ def gaps(
     fits: dict[str, LocalFit] = {}
     order = ["gaussian", "full_gaussian", *[f for f in wanted if f not in ("gaussian", "full_gaussian")]]
     for name in order:
-        start = fits.get(RECIPES[name].start)
+        below = fits.get(RECIPES[name].start)
         reported = num_samples if name in wanted else 2
         fits[name] = optimize_local(
             vae,
             x,
             name,
-            start and start.posterior,
+            below.posterior if below is not None else None,
             num_eval=reported,
             force_dtype=force_dtype,
             seed=seed,

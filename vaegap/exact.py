@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaegap.bounds import evaluating
 from vaegap.errors import InputError
@@ -66,16 +66,16 @@ class LinearGaussianVAE(VAE):
             self.weight = torch.randn(data_dim, d, generator=generator) / math.sqrt(d)
             self.offset = torch.randn(data_dim, generator=generator)
             self.noise = noise
-            layer = self.decoder[0]
-            layer.weight.copy_(self.weight)  # type: ignore[operator, union-attr]
-            layer.bias.copy_(self.offset)  # type: ignore[operator, union-attr]
+            layer = next(m for m in self.decoder.modules() if isinstance(m, nn.Linear))
+            layer.weight.copy_(self.weight)
+            layer.bias.copy_(self.offset)
             precision = self.precision()
             gain = torch.linalg.solve(precision, self.weight.double().mT) / noise**2
             gain = gain + encoder_error * torch.randn(gain.shape, generator=generator) / math.sqrt(data_dim)
             logvar = -precision.diagonal().log() + encoder_error * torch.randn(d, generator=generator)
-            linear = self.head.linear
-            linear.weight.copy_(torch.cat([gain, torch.zeros_like(gain)]))  # type: ignore[operator, union-attr]
-            linear.bias.copy_(torch.cat([-gain @ self.offset.double(), logvar]))  # type: ignore[operator, union-attr]
+            linear = next(m for m in self.head.modules() if isinstance(m, nn.Linear))
+            linear.weight.copy_(torch.cat([gain, torch.zeros_like(gain)]))
+            linear.bias.copy_(torch.cat([-gain @ self.offset.double(), logvar]))
 
     def precision(self) -> Tensor:
         """Λ (d, d), in double precision."""

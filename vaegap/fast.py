@@ -28,7 +28,7 @@ class _ELU(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (out,) = ctx.saved_tensors
         return out.clamp(max=0).add_(1).mul_(grad)  # elu'(a) = 1 + min(elu(a), 0)
 
@@ -74,13 +74,13 @@ class _BernoulliLogProb(torch.autograd.Function):
         return (x * logits).sum(-1) - _sum_softplus(logits)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, x = ctx.saved_tensors
         return (x - torch.sigmoid(logits)).mul_(grad.unsqueeze(-1)), None
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
-    """Σ_d x_d l_d − softplus(l_d), differentiable in the logits (..., D), for x (..., D) that broadcasts against them."""
+    """Σ_d x_d l_d − softplus(l_d), differentiable in the logits l (..., D); x (..., D) broadcasts against them."""
     if x.requires_grad or x.dim() > logits.dim():
         return (x * logits).sum(-1) - F.softplus(logits).sum(-1)
     return _BernoulliLogProb.apply(logits, x)

@@ -1,4 +1,4 @@
-"""Figures: gap ladders, bands over epochs, posterior contours. One style, safe for colour-blind readers and dark pages."""
+"""Figures: gap ladders, bands over epochs, posterior contours. One style, safe for colour-blind readers."""
 
 from __future__ import annotations
 

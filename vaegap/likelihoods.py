@@ -96,7 +96,7 @@ class Gaussian(Likelihood):
     """Real-valued pixels with a fixed scale, or one that the decoder predicts.
 
     Args:
-        scale: standard deviation of every pixel; None means that the decoder's output is [mean, log-scale], each (..., D).
+        scale: standard deviation of every pixel; None if the decoder's output is [mean, log-scale], each (..., D).
 
     Example:
         >>> Gaussian(scale=1.0).log_prob(torch.zeros(2), torch.zeros(2)).item()
@@ -212,8 +212,8 @@ class _Levels(TorchCategorical):
         super().__init__(logits=logits)
         self.levels = levels
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return super().sample(sample_shape).to(self.logits.dtype) / (self.levels - 1)
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return super().sample(torch.Size(sample_shape)).to(self.logits.dtype) / (self.levels - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob((value * (self.levels - 1)).round())

@@ -186,7 +186,7 @@ class _Potential(torch.autograd.Function):
         return z.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.grad * grad, None
 
 
@@ -278,10 +278,8 @@ def _climb_chunk(
     for done in range(plan.rounds):
         num = plan.steps if done == 0 else plan.steps // 2
         with torch.enable_grad():
-            for end in _ascend(
-                joint.subset(active), best[active], num, plan.samples, plan.lr * 0.5**done, plan.beta2, generator
-            ):
-                pass
+            lr = plan.lr * 0.5**done
+            *_, end = _ascend(joint.subset(active), best[active], num, plan.samples, lr, plan.beta2, generator)
         steps[active.cpu()] += num
         end = end.detach()
         new = elbo(vae, x[active], 200, end, seed=seed + done + 1)

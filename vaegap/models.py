@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class Model(nn.Module):
         """
         if x.dim() != 2:
             raise InputError(
-                f"images come as a matrix (N, D), one flattened image a row; got shape {tuple(x.shape)}: use x.flatten(1)"
+                f"images come as a matrix (N, D), one flattened image a row; got shape {tuple(x.shape)}: "
+                "use x.flatten(1)"
             )
         if len(x) == 0:
             raise InputError("there are no images: x has shape " + str(tuple(x.shape)))
@@ -95,7 +96,7 @@ class VAE(Model):
         data_shape: (channels, height, width), or the number of pixels.
         latent_dim: size of z.
         family: name of the amortized posterior family.
-        encoder_hidden, decoder_hidden: widths of the hidden layers; () for a linear map. For "conv", three channel counts.
+        encoder_hidden, decoder_hidden: widths of the hidden layers; () for a linear map. Three channels for "conv".
         activation: "elu", "tanh" or "relu".
         architecture: "mlp", or "conv" for 3x32x32 images (kernels of 4, stride 2, batch norm).
         likelihood: name of p(x|z); options in `likelihood_options`.
@@ -148,6 +149,8 @@ class VAE(Model):
         self.data_shape, self.data_dim, self.latent_dim = shape, math.prod(shape), latent_dim
         self.likelihood = make_likelihood(likelihood, **self.config["likelihood_options"])
         self.family = make_family(family, latent_dim, **self.config["family_options"])
+        self.features: nn.Module
+        self.decoder: nn.Module
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -178,7 +181,7 @@ class VAE(Model):
         return self.likelihood.log_prob(self.decoder_params(z), x)
 
 
-def _mlp_features(data_dim: int, hidden: Sequence[int], activation: str) -> tuple[nn.Module, int]:
+def _mlp_features(data_dim: int, hidden: Sequence[int], activation: str) -> tuple[nn.Sequential, int]:
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(data_dim, width), ACTIVATIONS[activation]()]
@@ -188,7 +191,7 @@ def _mlp_features(data_dim: int, hidden: Sequence[int], activation: str) -> tupl
 
 def _mlp_decoder(latent_dim: int, hidden: Sequence[int], outputs: int, activation: str) -> nn.Module:
     features, width = _mlp_features(latent_dim, hidden, activation)
-    return nn.Sequential(*features, nn.Linear(width, outputs))  # type: ignore[arg-type]
+    return nn.Sequential(*features, nn.Linear(width, outputs))
 
 
 def _conv_features(shape: Sequence[int], channels: Sequence[int]) -> tuple[nn.Module, int]:
@@ -263,19 +266,27 @@ class WrappedVAE(Model):
         want = x.shape[-1] * self.likelihood.params_per_pixel
         if params.shape[-1] != want:
             raise InputError(
-                f"the decoder gives {params.shape[-1]} numbers an image; {self.likelihood.name} pixels need {want} for images of {x.shape[-1]}"
+                f"the decoder gives {params.shape[-1]} numbers an image; {self.likelihood.name} pixels need {want} "
+                f"for images of {x.shape[-1]}"
             )
         return self.likelihood.log_prob(params, x)
 
 
-class _Reshaped:
+class _Reshaped(Distribution):
     """A distribution over flat rows (S * N) shown with batch shape (S, N) and flat events."""
 
-    def __init__(self, base: Distribution, shape: torch.Size) -> None:
-        self.base, self.batch_shape = base, shape
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def sample(self) -> Tensor:
-        return self.base.sample().reshape(*self.batch_shape, -1)
+    def __init__(self, base: Distribution, shape: torch.Size) -> None:
+        super().__init__(shape, torch.Size([base.event_shape.numel()]), validate_args=False)
+        self.base = base
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean.reshape(*self.batch_shape, -1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.sample(torch.Size(sample_shape)).reshape(*sample_shape, *self.batch_shape, -1)
 
     def log_prob(self, x: Tensor) -> Tensor:
         rows = x.expand(*self.batch_shape, -1).reshape(-1, *self.base.event_shape)
@@ -314,6 +325,7 @@ def wrap(
     """
     if prior is not None and tuple(prior.event_shape) != (latent_dim,):
         raise InputError(
-            f"the prior has event shape {tuple(prior.event_shape)}, expected ({latent_dim},): wrap it in Independent(prior, 1)"
+            f"the prior has event shape {tuple(prior.event_shape)}, expected ({latent_dim},): "
+            "wrap it in Independent(prior, 1)"
         )
     return WrappedVAE(encode, decode, latent_dim, make_likelihood(likelihood, **likelihood_options), prior)

@@ -92,7 +92,7 @@ def learning_rate(schedule: Schedule, progress: float) -> float:
 
 
 def annealing_weight(schedule: Schedule, progress: float) -> float:
-    """Weight λ of the entropy term, E_q[log p(x, z) − λ log q(z|x)]; the prior term is never annealed (run.py:119-124)."""
+    """Weight λ of the entropy term, E_q[log p(x, z) − λ log q(z|x)]; the prior is never annealed (run.py:119-124)."""
     return min(1.0, progress / schedule.anneal) if schedule.anneal > 0 else 1.0
 
 
@@ -242,7 +242,8 @@ def _restore(
     tensors, meta = checkpoints.load(path)
     if meta["identity"] != identity:
         raise InputError(
-            f"{path} is a checkpoint of another run (model, schedule, seed or data differ): move it away or change the path"
+            f"{path} is a checkpoint of another run (model, schedule, seed or data differ): "
+            "move it away or change the path"
         )
     vae.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}

@@ -44,7 +44,9 @@ def model_folder(results: Path, profile: str) -> Path:
 
 def spec_of(params: Mapping[str, Any], profile: str) -> ModelSpec:
     """The model that an experiment's parameters ask for, without its frozen decoder."""
-    said = {k: tuple(params[k]) if isinstance(params[k], list) else params[k] for k in _SPEC if k in params}
+    said: dict[str, Any] = {
+        k: tuple(params[k]) if isinstance(params[k], list) else params[k] for k in _SPEC if k in params
+    }
     return ModelSpec(**said, profile=profile)
 
 
@@ -158,7 +160,7 @@ def _frames(columns: Mapping[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def gap_tables(record: Record, **labels: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Per-image values and errors of a record's bounds and gaps (nats), for rows with these labels (split, model, ...)."""
+    """Per-image values and errors of a record's bounds and gaps (nats), for rows with these labels (split, ...)."""
     rows = record.select(bound="lower", **labels)
     rows = rows[rows["image"] != "mean"].assign(image=lambda r: r["image"].astype(int))
     order = list(dict.fromkeys(rows["metric"]))
@@ -231,12 +233,20 @@ def _verify_gaps(ctx: Context, record: Record) -> Rows:
     rows: Rows = []
     for metric in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
         family = metric.removeprefix("L_star_") if metric.startswith("L_star_") else None
+        labels = {
+            "unit": "nats",
+            "bound": "lower",
+            "split": "train",
+            "family": family,
+            "encoder": _word(p["encoder"]),
+            "decoder": _word(p["decoder"]),
+            "model": p["family"],
+        }
+        values, errors = out.table[metric], out.errors[metric]
         rows += [
-            {"metric": metric, "image": str(i), "value": out.table[metric].iat[i], "mcse": out.errors[metric].iat[i], "unit": "nats",
-             "bound": "lower", "split": "train", "family": family, "encoder": _word(p["encoder"]), "decoder": _word(p["decoder"]),
-             "model": p["family"]}
+            {"metric": metric, "image": str(i), "value": values.iat[i], "mcse": errors.iat[i], **labels}
             for i in range(num)
-        ]  # fmt: skip
+        ]
     return rows
 
 
