@@ -46,7 +46,8 @@ reproduce: $(VENV)/.package ## run every notebook in the quick profile on this m
 	@echo "== notebooks: the quick profile, computed on this machine"
 	@$(PY) workflow/render.py --profile quick --jobs $(JOBS)
 	@$(MAKE) html
-	@$(PY) workflow/render.py --report
+	@$(PY) workflow/report.py
+	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 book: $(VENV)/.package ## build the book from the committed records
 	@$(PY) workflow/render.py --jobs $(JOBS)

@@ -135,12 +135,12 @@ def render(runs: dict[str, dict[str, Any]], jobs: int) -> list[str]:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--profile", help="use this profile in every notebook instead of those in workflow/book.yaml")
+    parser.add_argument("--profile", help="run all with their defaults in this profile, not as in book.yaml")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
     options = parser.parse_args()
     runs: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "workflow" / "book.yaml").read_text())
     if options.profile:
-        runs = {name: {**parameters, "profile": options.profile} for name, parameters in runs.items()}
+        runs = {name: {"profile": options.profile} for name in runs}
     if options.jobs > 1:  # side by side, kernels that each take all cores only stand in each other's way
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
     failed = render(runs, options.jobs)
