@@ -223,7 +223,7 @@ def run(
     record = runs.find(name, results)
     if record is not None and not again(record):
         if work.is_dir():
-            _tidy(work)
+            _tidy(work, record)
         return record
     started = time.monotonic()
     session = Session(work)
@@ -260,11 +260,12 @@ def _outdated(record: Record, refresh: bool) -> bool:
     return refresh and record.stale
 
 
-def _tidy(work: Path) -> None:
-    """Remove the scratch folder of a run that was killed just after it had written its record."""
+def _tidy(work: Path, record: Record) -> None:
+    """Finish what a run did not come to that was killed just after it had put its record in place."""
     with contextlib.suppress(OSError, StorageError):
         lock = locks.Lock(work / "lock")
         if lock.try_acquire():
+            records.mend(record)
             empty(work)
             lock.release()
             work.rmdir()

@@ -23,7 +23,7 @@ from vaegap.lab.files import write_atomic
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "Record", "canonical", "complete", "read", "write", "write_description"]
+__all__ = ["COLUMNS", "SCHEMA_VERSION", "Record", "canonical", "complete", "mend", "read", "write", "write_description"]
 
 SCHEMA_VERSION = 1
 COLUMNS: dict[str, str] = {  # name -> pandas type
@@ -251,6 +251,14 @@ def _beside(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}  # the table is complete in itself
     return found if isinstance(found, dict) else {}
+
+
+def mend(record: Record) -> None:
+    """Write the run.json of a record whose process was killed before it came to that."""
+    for leftover in record.folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    if _beside(record.folder / "run.json").get("table_token") != record.info["table_token"]:
+        write_description(record.folder, {**record.info, "num_rows": len(record.rows)})
 
 
 def complete(rows: pd.DataFrame | Iterable[Mapping[str, Any]], info: Mapping[str, Any]) -> pd.DataFrame:

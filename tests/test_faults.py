@@ -1,0 +1,166 @@
+"""What can go wrong on a machine: kill -9, full disks, read-only folders, damaged files. Nothing is lost by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_lab
+
+from vaegap.lab import checkpoints, experiments, grid, records, runner, runs
+from vaegap.lab.errors import CheckpointError, RecordError, StorageError
+from vaegap.lab.experiments import Context, run
+
+TESTS = Path(__file__).parent
+FEW = {"operations": 1, "training": 20, "ais": 15, "grid": 15}  # 50 at random moments, and one before each operation
+MANY = {"training": 80, "ais": 60, "grid": 60}
+
+
+def kill(scenario: str, kills: int, seed: int = 0) -> dict[str, Any]:
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "kill_lab.py"), scenario, str(kills), str(seed)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(("scenario", "kills"), FEW.items())
+def test_killed_runs_resume_to_the_same_record(scenario: str, kills: int) -> None:
+    assert kill(scenario, kills)["kills"] >= kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scenario", "kills"), MANY.items())
+def test_killed_two_hundred_times(scenario: str, kills: int) -> None:
+    assert kill(scenario, kills, seed=1)["kills"] >= kills
+
+
+# ---- full and read-only disks ---------------------------------------------------------------------------------------
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes a small disk of its own in memory, where the system lets us mount one."""
+    point = tmp_path / "disk"
+    point.mkdir()
+
+    def mount(options: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(point)], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a disk is not permitted here")
+        return point
+
+    yield mount
+    subprocess.run(["umount", str(point)], capture_output=True, check=False)
+
+
+def fill(folder: Path) -> Path:
+    """Use up all room."""
+    ballast = folder / "ballast"
+    with open(ballast, "wb", buffering=0) as stream:
+        for size in (4096, 1):
+            try:
+                while True:
+                    stream.write(b"x" * size)
+            except OSError:
+                continue
+    return ballast
+
+
+def test_full_disk_leaves_the_old_checkpoint(disk: Callable[..., Path]) -> None:
+    path = disk("size=256k") / "c.safetensors"
+    checkpoints.save(path, {"w": torch.ones(1000)}, {"epoch": 1})
+    with pytest.raises(StorageError, match=f"(?s){path}.*the checkpoint.*disk is full.*free some space"):
+        checkpoints.save(path, {"w": torch.ones(1_000_000)}, {"epoch": 2})
+    tensors, meta = checkpoints.load(path)
+    assert meta == {"epoch": 1}
+    assert torch.equal(tensors["w"], torch.ones(1000))
+    assert [p.name for p in path.parent.iterdir()] == ["c.safetensors"]
+
+
+def test_full_disk_at_the_end_of_a_run(disk: Callable[..., Path]) -> None:
+    results = disk("size=400k")
+    computed: list[bool] = []
+
+    def compute(ctx: Context) -> list[dict[str, Any]]:
+        computed.append(ctx.resumed)
+        rows = toy_lab.compute(ctx)
+        if not ctx.resumed:
+            fill(results)
+        return rows
+
+    with pytest.raises(StorageError, match="disk is full"):
+        run(toy_lab.TOY, profile="laptop", results=results, compute=compute)
+    name = experiments.identify(toy_lab.TOY, profile="laptop")
+    assert runs.state(name, results) in ("missing", "failed")
+    assert (results / "_work" / name / "checkpoint.json").exists(), "what was computed is kept"
+    assert not [p for p in results.rglob("*.tmp")]
+    (results / "ballast").unlink()
+    record = run(toy_lab.TOY, profile="laptop", results=results, compute=compute)
+    assert computed == [False, True]
+    assert record.value("steps") == 5
+
+
+def test_full_disk_before_a_grid(disk: Callable[..., Path]) -> None:
+    results = disk("size=64k")
+    fill(results)
+    job = grid.Job("j", "j", "quick", TESTS / "none.ipynb", {}, (experiments.identify(toy_lab.TOY),))
+    with pytest.raises(StorageError, match="disk is full"):
+        runner.run_jobs([job], results)
+
+
+def test_read_only_results(disk: Callable[..., Path]) -> None:
+    results = disk("size=1m")
+    record = run(toy_lab.TOY, results=results)
+    subprocess.run(["mount", "-o", "remount,ro", str(results)], check=True)
+    assert run(toy_lab.TOY, results=results).value("total") == record.value("total"), "reading needs no writing"
+    computed: list[int] = []
+    with pytest.raises(StorageError, match="(?s)read-only; set VAEGAP_RESULTS.*half-written"):
+        run(toy_lab.TOY, {"seed": 1}, results=results, compute=lambda ctx: computed.append(1) or [])
+    assert computed == [], "it is said before hours are spent"
+
+
+def test_results_where_nobody_can_write() -> None:
+    with pytest.raises(StorageError, match="VAEGAP_RESULTS"):
+        run(toy_lab.TOY, {"seed": 1}, results="/proc/nothing/results")
+
+
+# ---- damaged files --------------------------------------------------------------------------------------------------
+def test_truncated_checkpoint_stops_a_run_with_its_cure(tmp_path: Path) -> None:
+    def compute(ctx: Context) -> list[dict[str, Any]]:
+        if ctx.checkpoint().exists():
+            checkpoints.load(ctx.checkpoint())
+        else:
+            checkpoints.save(ctx.checkpoint(), {"w": torch.ones(100)})
+            raise KeyboardInterrupt
+        return [{"metric": "m", "value": 1.0, "unit": "nats"}]
+
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_lab.TOY, profile="laptop", results=tmp_path, compute=compute)
+    (path,) = tmp_path.rglob("checkpoint.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200])
+    with pytest.raises(CheckpointError, match=f"(?s){path}: is truncated.*rm {path}"):
+        run(toy_lab.TOY, profile="laptop", results=tmp_path, compute=compute)
+    path.write_bytes(whole)
+    assert run(toy_lab.TOY, profile="laptop", results=tmp_path, compute=compute).value("m") == 1.0
+
+
+def test_record_of_a_newer_schema_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "SCHEMA_VERSION", records.SCHEMA_VERSION + 1)
+    folder = run(toy_lab.TOY, results=tmp_path).folder
+    monkeypatch.undo()
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(RecordError, match="newer vaegap"):
+        run(toy_lab.TOY, results=tmp_path)
+    assert before == {p: p.read_bytes() for p in folder.iterdir()}
