@@ -262,11 +262,14 @@ def verify(
 
 @app.command()
 @_clear_errors
-def claims(results: ResultsOption = None) -> None:
+def claims(
+    profile: Annotated[str, typer.Option(help="Whose records count: quick, laptop or paper.")] = "laptop",
+    results: ResultsOption = None,
+) -> None:
     """The ledger: each claim of the paper, its criterion, and the verdict computed from the records."""
-    from vaegap.lab import claims as ledger  # type: ignore[attr-defined,unused-ignore]
+    from vaegap.lab import claims as ledger
 
-    typer.echo(ledger.report(results))
+    typer.echo(ledger.report(results, profile))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -72,7 +72,7 @@ class ModelSpec:
         elif self.profile == "laptop":
             schedule = Schedule(20, 100, lr=1e-3) if self.dataset == "cifar10" else Schedule(100, 200)
         else:
-            schedule = Schedule(40, 50, lr=3e-3)
+            schedule = Schedule(30, 50, lr=3e-3)
         return schedule if self.anneal else replace(schedule, anneal=0.0)
 
     @property

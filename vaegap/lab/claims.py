@@ -1,0 +1,340 @@
+"""The claims ledger: every claim of the paper, its criterion fixed beforehand, and a verdict computed from the records.
+
+`claims.yaml` holds, for each claim, one or more checks: an arithmetic expression over the decompositions of named
+models, the interval it should lie in for "reproduced", and the weaker one for "same direction". Nothing here or there
+types a verdict.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaegap.errors import InputError
+from vaegap.lab import runs
+from vaegap.lab.files import find_root
+from vaegap.lab.records import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+__all__ = ["VERDICTS", "Check", "Verdict", "describe", "evaluate", "judge", "ledger", "read_claims", "report", "t95"]
+
+VERDICTS = ("reproduced", "same direction", "not reproduced", "undecided at this scale")
+
+_RESAMPLES = 1000
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+_OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurable part of a claim.
+
+    Attributes:
+        name: what it is about, e.g. "MNIST, q_FFG".
+        value: the expression, e.g. "A.amortization / A.inference".
+        of: letter -> what to look for among the records' parameters, plus "split" and, for milestones, "epoch".
+        reproduced: (low, high) that the whole interval must lie in.
+        direction: the weaker (low, high).
+        published: the paper's value, or None where it is not known.
+        verified: whether the published value was checked against the paper itself.
+    """
+
+    name: str
+    value: str
+    of: Mapping[str, Mapping[str, Any]]
+    reproduced: tuple[float, float]
+    direction: tuple[float, float]
+    published: float | None = None
+    verified: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say of one check.
+
+    Attributes:
+        check: the check.
+        verdict: one of `VERDICTS`.
+        value: mean over seeds; NaN without records.
+        images: 95 % bootstrap interval over images.
+        seeds: 95 % t-interval over seeds, or None for fewer than two.
+        num_seeds: seeds behind it.
+        run_ids: the records it rests on.
+    """
+
+    check: Check
+    verdict: str
+    value: float = math.nan
+    images: tuple[float, float] = (math.nan, math.nan)
+    seeds: tuple[float, float] | None = None
+    num_seeds: int = 0
+    run_ids: list[str] = field(default_factory=list)
+
+
+def read_claims(path: str | Path | None = None) -> list[dict[str, Any]]:
+    """The claims with their checks, as dicts with id, section, claim, criterion, checks (list of `Check`).
+
+    Raises:
+        InputError: the file is missing or a check is malformed; the message names the claim.
+    """
+    import yaml
+
+    path = Path(path) if path is not None else find_root() / "claims.yaml"
+    if not path.is_file():
+        raise InputError(f"{path}: there is no claims file")
+    claims = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for claim in claims:
+        try:
+            claim["checks"] = [_check(c) for c in claim.get("checks", [])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: claim {claim.get('id')}: {type(error).__name__}: {error}") from None
+    return list(claims)
+
+
+def _check(raw: Mapping[str, Any]) -> Check:
+    def interval(values: list[Any]) -> tuple[float, float]:
+        low, high = (float(v) for v in values)
+        if not low <= high:
+            raise ValueError(f"{values} is not an interval")
+        return low, high
+
+    _names(raw["value"])
+    return Check(
+        raw["name"],
+        raw["value"],
+        raw["of"],
+        interval(raw["reproduced"]),
+        interval(raw.get("direction", raw["reproduced"])),
+        raw.get("published"),
+        bool(raw.get("verified", False)),
+    )
+
+
+def ledger(
+    profile: str | None = None, results: str | Path | None = None, claims: str | Path | None = None
+) -> pd.DataFrame:
+    """One row a check: claim, section, check, criterion, published, value, intervals, verdict, runs.
+
+    Args:
+        profile: whose records count; None for the published ones ("laptop").
+        results: folder of the records.
+        claims: the claims file.
+    """
+    import pandas as pd
+
+    records = [r for r in runs.list_records(results) if r.info["profile"] == (profile or "laptop")]
+    rows = []
+    for claim in read_claims(claims):
+        for check in claim["checks"]:
+            v = judge(check, records)
+            rows.append(
+                {
+                    "claim": claim["id"],
+                    "section": str(claim["section"]),
+                    "statement": claim["claim"],
+                    "check": check.name,
+                    "reproduced_if": check.reproduced,
+                    "same_direction_if": check.direction,
+                    "published": check.published,
+                    "published_verified": check.verified,
+                    "value": v.value,
+                    "images_low": v.images[0],
+                    "images_high": v.images[1],
+                    "seeds_low": v.seeds[0] if v.seeds else math.nan,
+                    "seeds_high": v.seeds[1] if v.seeds else math.nan,
+                    "num_seeds": v.num_seeds,
+                    "verdict": v.verdict,
+                    "runs": v.run_ids,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def report(results: str | Path | None = None, profile: str | None = None) -> str:
+    """The ledger as text: a line a claim, a line a check under it, and how many checks have which verdict."""
+    table = ledger(profile, results)
+    lines = []
+    for (claim, section, statement), checks in table.groupby(["claim", "section", "statement"], sort=False):
+        lines += ["", f"{claim} ({section}) {statement}"]
+        for _, row in checks.iterrows():
+            lines.append(f"   {row['verdict']:24s} {row['check']}: {describe(row)}")
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in table["verdict"].value_counts().items())
+    return "\n".join([*lines[1:], "", counts])
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Value and intervals of a row of the ledger, in words."""
+    if not row["num_seeds"]:
+        return "no records"
+    text = f"{row['value']:.3f}, images [{row['images_low']:.3f}, {row['images_high']:.3f}]"
+    if not math.isnan(row["seeds_low"]):
+        text += f", {row['num_seeds']} seeds [{row['seeds_low']:.3f}, {row['seeds_high']:.3f}]"
+    else:
+        text += ", one seed"
+    if row["published"] is not None and not math.isnan(row["published"]):
+        text += f"; published {row['published']:g}" + (
+            "" if row["published_verified"] else " (transcription unverified)"
+        )
+    return text
+
+
+def judge(check: Check, records: Iterable[Record]) -> Verdict:
+    """Evaluate a check on records, seed by seed, and give the verdict.
+
+    The verdict's interval is the wider of the two kinds: over images (bootstrap, the same resampled images for every
+    model) and over seeds (Student's t). "Reproduced" needs all of it inside the first interval, "same direction" inside
+    the second; "not reproduced" needs all of it outside the second. Anything else is undecided.
+    """
+    import numpy as np
+
+    found = {letter: _by_seed(records, dict(wanted)) for letter, wanted in check.of.items()}
+    seeds = sorted(set.intersection(*(set(f) for f in found.values()))) if found else []
+    if not seeds:
+        return Verdict(check, "undecided at this scale")
+    generator = np.random.default_rng(0)
+    points, clouds, used = [], [], []
+    for seed in seeds:
+        tables = {letter: found[letter][seed][0] for letter in found}
+        used += [found[letter][seed][1] for letter in found]
+        count = min(len(t) for t in tables.values())
+        weights = generator.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
+        points.append(float(evaluate(check.value, {k: _means(t[:count]) for k, t in tables.items()})))
+        clouds.append(evaluate(check.value, {k: _means(t[:count], weights) for k, t in tables.items()}))
+    value = float(np.mean(points))
+    images = tuple(float(q) for q in np.quantile(np.mean(clouds, axis=0), [0.025, 0.975]))
+    spread = None
+    if len(points) > 1:
+        half = t95(len(points) - 1) * float(np.std(points, ddof=1)) / math.sqrt(len(points))
+        spread = (value - half, value + half)
+    low, high = min(images[0], spread[0] if spread else math.inf), max(images[1], spread[1] if spread else -math.inf)
+    verdict = _verdict(low, high, check)
+    return Verdict(check, verdict, value, (images[0], images[1]), spread, len(seeds), sorted(set(used)))
+
+
+def t95(freedom: int) -> float:
+    """97.5 % quantile of Student's t."""
+    return _T95.get(freedom, 1.96 + 2.4 / freedom)
+
+
+def _verdict(low: float, high: float, check: Check) -> str:
+    def inside(bounds: tuple[float, float]) -> bool:
+        return bounds[0] <= low and high <= bounds[1]
+
+    if inside(check.reproduced):
+        return "reproduced"
+    if inside(check.direction):
+        return "same direction"
+    if high < check.direction[0] or low > check.direction[1]:
+        return "not reproduced"
+    return "undecided at this scale"
+
+
+def _by_seed(records: Iterable[Record], wanted: dict[str, Any]) -> dict[int, tuple[pd.DataFrame, str]]:
+    """seed -> (per-image table with headline gaps, run id) of the records that fit.
+
+    `rows` holds labels of rows (split, model, ...); everything else is compared with the run's parameters, and
+    parameters that are not named must have their experiment's defaults.
+    """
+    from vaegap.lab import experiments
+
+    rows = dict(wanted.pop("rows", {"split": "train"}))
+    name = wanted.pop("experiment", "gap_decomposition")
+    usual = dict(experiments.get(name).defaults)
+    found = {}
+    for record in records:
+        if record.experiment != name:
+            continue
+        model = [
+            k for k in ("family", "latent_dim", "encoder", "decoder", "activation", "anneal", "frozen") if k in usual
+        ]
+        asked = {**{k: usual[k] for k in model}, **wanted}
+        if any(record.params.get(k) != v for k, v in asked.items()):
+            continue
+        table = _table(record, rows)
+        if len(table):
+            found[int(record.params["seed"])] = (table, record.run_id)
+    return found
+
+
+def _table(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
+    if record.experiment == "posterior_2d":
+        part = record.select(metric="kl", **rows)
+        part = part[part["image"] != "mean"].assign(image=lambda r: r["image"].astype(int))
+        return part.pivot(index="image", columns="family", values="value").sort_index().add_prefix("kl_")
+    from vaegap.lab.protocols import gap_tables
+
+    labels = {k: v for k, v in rows.items() if k != "last_epoch"}
+    if rows.get("last_epoch"):
+        epochs = record.select(metric="L_q", **labels)["model"].unique()
+        labels["model"] = max(epochs, key=lambda m: int(str(m).rsplit(" ", 1)[1]))
+    table, _ = gap_tables(record, **labels)
+    own = record.params["family"]
+    for gap in ("approximation", "amortization"):
+        if f"{gap}_{own}" in table:
+            table[gap] = table[f"{gap}_{own}"]
+    for metric, where in (("active_units", {"split": rows.get("split", "train")}), ("bdmc_width", {})):
+        one = record.select(metric=metric, **where)
+        table[metric] = float(one["value"].iloc[0]) if len(one) == 1 else math.nan
+    return table
+
+
+def _means(table: pd.DataFrame, weights: NDArray[np.float64] | None = None) -> dict[str, Any]:
+    values = table.to_numpy(dtype=float)
+    means = values.mean(0) if weights is None else weights @ values
+    return {name: means[..., i] for i, name in enumerate(table.columns)}
+
+
+def evaluate(expression: str, models: Mapping[str, Mapping[str, Any]]) -> Any:
+    """An arithmetic expression over models' means: names like A.amortization, numbers, + − * /, abs, min, max.
+
+    Example:
+        >>> evaluate("A.amortization / A.inference", {"A": {"amortization": 1.0, "inference": 4.0}})
+        0.25
+    """
+    import numpy as np
+
+    functions = {"abs": np.abs, "min": np.minimum, "max": np.maximum}
+
+    def visit(node: ast.AST) -> Any:
+        if isinstance(node, ast.Expression):
+            return visit(node.body)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            return node.value
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](visit(node.left), visit(node.right))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -visit(node.operand)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+            return functions[node.func.id](*(visit(a) for a in node.args))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            try:
+                return models[node.value.id][node.attr]
+            except KeyError:
+                raise InputError(f"{expression!r}: there is no {node.value.id}.{node.attr} in the records") from None
+        raise InputError(
+            f"{expression!r}: only names like A.amortization, numbers, + - * / and abs, min, max are allowed"
+        )
+
+    return visit(ast.parse(expression, mode="eval"))
+
+
+def _names(expression: str) -> set[str]:
+    return {
+        n.value.id
+        for n in ast.walk(ast.parse(expression, mode="eval"))
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+    }

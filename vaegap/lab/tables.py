@@ -1,0 +1,152 @@
+"""Records side by side: the paper's tables, with errors over images and over seeds kept apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaegap.lab import experiments, runs
+from vaegap.lab.claims import t95
+from vaegap.lab.files import find_root
+from vaegap.lab.records import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ROWS", "captions", "collect", "gap_table", "headline", "published", "show"]
+
+ROWS = {
+    "log_p": "log p̂(x)",
+    "L_star_aux_flow": "L[q*_AF]",
+    "L_star_full_gaussian": "L[q*_full]",
+    "L_star_flow": "L[q*_flow]",
+    "L_star_gaussian": "L[q*_FFG]",
+    "L_q": "L[q]",
+    "approximation": "approximation gap",
+    "amortization": "amortization gap",
+    "inference": "inference gap",
+    "bdmc_width": "BDMC width",
+}
+
+
+def collect(
+    models: Mapping[str, Mapping[str, Any]],
+    profile: str,
+    seeds: Sequence[int] = (0,),
+    compute: bool = True,
+    experiment: str = "gap_decomposition",
+) -> dict[str, list[Record]]:
+    """Records of several models, over seeds.
+
+    Args:
+        models: label -> parameters of the experiment.
+        profile: "quick", "laptop" or "paper".
+        seeds: which ones.
+        compute: compute records that are missing; otherwise they are left out.
+        experiment: its name.
+
+    Returns:
+        label -> the records that there are, seed by seed.
+    """
+    found: dict[str, list[Record]] = {}
+    for label, params in models.items():
+        found[label] = []
+        for seed in seeds:
+            settings = {**params, "seed": seed}
+            if compute:
+                found[label].append(experiments.run(experiment, settings, profile))
+                continue
+            record = runs.find(experiments.identify(experiment, settings, profile))
+            if record is not None:
+                found[label].append(record)
+    return found
+
+
+def headline(record: Record, split: str = "train", **labels: Any) -> pd.DataFrame:
+    """`decomposition.summarize` of a record, with the gaps of the encoder's own family under their plain names."""
+    from vaegap import decomposition
+    from vaegap.lab.protocols import gap_tables
+
+    summary = decomposition.summarize(*gap_tables(record, split=split, **labels))
+    own = record.params["family"]
+    for gap in ("approximation", "amortization"):
+        if f"{gap}_{own}" in summary.index:
+            summary.loc[gap] = summary.loc[f"{gap}_{own}"]
+    width = record.select(metric="bdmc_width")
+    if len(width):
+        value, error = width[["value", "mcse"]].iloc[0]
+        summary.loc["bdmc_width", ["mean", "mcse"]] = value, error
+    return summary
+
+
+def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **labels: Any) -> pd.DataFrame:
+    """The paper's Table 2 for any models: rows as in `ROWS`, and for each model four columns.
+
+    Columns, in nats: mean (over images and seeds), mcse (Monte-Carlo error of one seed's mean), images (half width of the
+    95 % bootstrap interval over images, mean over seeds), seeds (half width of the 95 % t-interval over seeds; NaN for one).
+    """
+    import pandas as pd
+
+    columns = {}
+    for label, records in found.items():
+        if not records:
+            continue
+        summaries = [headline(r, split, **labels) for r in records]
+        means = pd.concat([s["mean"] for s in summaries], axis=1)
+        count = len(records)
+        columns[label] = pd.DataFrame(
+            {
+                "mean": means.mean(axis=1),
+                "mcse": pd.concat([s["mcse"] for s in summaries], axis=1).mean(axis=1),
+                "images": pd.concat([(s["ci_high"] - s["ci_low"]) / 2 for s in summaries], axis=1).mean(axis=1),
+                "seeds": means.std(axis=1) * t95(count - 1) / math.sqrt(count) if count > 1 else math.nan,
+            }
+        )
+    if not columns:
+        return pd.DataFrame()
+    table = pd.concat(columns, axis=1)
+    return table.loc[[row for row in ROWS if row in table.index]].rename(index=ROWS)
+
+
+def show(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """A `gap_table` to be read: one column a model, "mean ± images (± seeds)".
+
+    Bounds carry their Monte-Carlo error instead: over images they vary by tens of nats, in the same way for all models.
+    """
+    import pandas as pd
+
+    if table.empty:
+        return pd.DataFrame({"": ["no records of this profile yet"]})
+    out = {}
+    for label in dict.fromkeys(table.columns.get_level_values(0)):
+        cells = {}
+        for row, values in table[label].iterrows():
+            error = values["images"] if "gap" in str(row) else values["mcse"]
+            text = f"{values['mean']:.{digits}f} ± {error:.{digits}f}"
+            if not math.isnan(values["seeds"]):
+                text += f" (± {values['seeds']:.{digits}f})"
+            cells[row] = text
+        out[label] = cells
+    return pd.DataFrame(out).fillna("")
+
+
+def published(table: str, root: Path | None = None) -> pd.DataFrame:
+    """A table of published values from `published.yaml`, columns as printed there.
+
+    Every such number is a transcription that was not checked against the paper, and its header says so.
+    """
+    import pandas as pd
+    import yaml
+
+    path = (root or find_root()) / "published.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))[table]
+    rows = pd.DataFrame(content["columns"]).T
+    rows.columns = pd.Index([ROWS.get(c, c) for c in content["rows"]])
+    return rows.T.rename_axis(columns=f"{content['source']} ({content['status']})")
+
+
+def captions(found: Mapping[str, Sequence[Record]]) -> str:
+    """Where the numbers come from: a line a record."""
+    return "\n".join(f"{label}: {record.caption()}" for label, records in found.items() for record in records)
