@@ -302,3 +302,47 @@ def test_help_is_everywhere_and_quick() -> None:
         assert name in done.stdout
         if name != "audit":  # passes its arguments on
             assert CliRunner().invoke(cli.app, [name, "--help"]).exit_code == 0
+
+
+# ---- deaths that papermill does not report --------------------------------------------------------------------------
+def start(path: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    code = "import toy_lab; from vaegap.lab.cli import app; app()"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    return subprocess.Popen([sys.executable, "-c", code, "run", str(path), *arguments], env=environment)
+
+
+def running(project: Path) -> int:
+    """The process that computes, once it has got somewhere."""
+    work = project / "results/_work"
+    wait_for(lambda: bool(list(work.glob("toy*/checkpoint.json"))))
+    (lock,) = work.glob("toy*/lock")
+    return int(json.loads(lock.read_text())["pid"])
+
+
+@pytest.mark.slow
+def test_killed_kernel_is_a_failure_and_the_run_goes_on(project: Path) -> None:
+    parameters = {"steps": 40, "pause": 0.1}
+    path = write_grid(project, slow=entry(parameters=parameters, profiles={"laptop": None}))
+    process = start(path, "--profile", "laptop")
+    os.kill(running(project), signal.SIGKILL)
+    assert process.wait(60) == 1
+    (failure,) = (project / "results/_failed").glob("slow-*")
+    assert "died" in (failure / "error.txt").read_text()
+    (job,) = grid.load(path, "laptop")
+    assert grid.state(job) == "failed"
+    assert start(path, "--profile", "laptop").wait(60) == 0
+    record = runs.find(job.run_ids[0])
+    assert record is not None
+    assert record.info["attempts"] == 2
+    assert not failure.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
+def test_killed_runner_takes_its_notebooks_along(project: Path) -> None:
+    path = write_grid(project, slow=entry(parameters={"steps": 400, "pause": 0.1}, profiles={"laptop": None}))
+    process = start(path, "--profile", "laptop")
+    kernel = running(project)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not Path(f"/proc/{kernel}").exists(), 20)
