@@ -52,12 +52,12 @@ reproduce: $(VENV)/.package ## run every notebook in the quick profile on this m
 book: $(VENV)/.package ## build the book from the committed records
 	@$(PY) workflow/render.py --jobs $(JOBS)
 	@$(MAKE) html
+	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 .PHONY: html
 html:
 	@echo "== book: from the executed notebooks to HTML, every warning an error"
 	@$(VENV)/bin/jupyter-book build _build/source --path-output . --all -W -n --keep-going --quiet
-	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 test: $(VENV)/.package ## ruff, mypy and every test, the notebooks and the examples in docstrings among them
