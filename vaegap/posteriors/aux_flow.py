@@ -106,10 +106,10 @@ class AuxFlow(Family):
         raw, shift = mlp(params, name, given, self.activation).chunk(2, -1)
         return log_scale(raw, self.scale), shift
 
-    @staticmethod
-    def _normal(raw: Tensor) -> tuple[Tensor, Tensor]:
+    def _normal(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = raw.chunk(2, -1)
-        return mean, 0.5 * logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
+        # the whitened form needs r(v|z) with variance 1/λ where the correlation matrix has an eigenvalue λ << 1
+        return mean, 0.5 * logvar.clamp(LOGVAR_MIN, -LOGVAR_MIN if self.whiten else LOGVAR_MAX)
 
     def _weights(self, last_scale: float) -> dict[str, Tensor]:
         d, h = self.latent_dim, self.hidden
@@ -160,10 +160,12 @@ class AuxFlow(Family):
             torch.manual_seed(0)
             shared = self._weights(0.0)
         p = {name: w.to(mean).repeat(n, *[1] * (w.dim() - 1)) for name, w in shared.items()}
-        gain_v = _LINEAR / (a**2 + 1).sqrt()  # keeps tanh's argument small although v has variance a² + 1
-        p["v0_w0"][:, :, :d] = (_LINEAR * u).to(mean)
+        # the curvature of tanh must stay small against the conditional scale, about 1/a: smaller arguments for large a
+        gain = _LINEAR / (a / 3).clamp_min(1).sqrt()
+        gain_v = gain / (a**2 + 1).sqrt()  # v has variance a² + 1
+        p["v0_w0"][:, :, :d] = (u * gain.unsqueeze(-2)).to(mean)
         p["v0_b0"][:, :d] = 0
-        p["v0_w1"][:, :d, d:] = torch.diag_embed(a / _LINEAR).to(mean)
+        p["v0_w1"][:, :d, d:] = torch.diag_embed(a / gain).to(mean)
         p["z0_w0"][:, :, :d] = torch.diag_embed(gain_v).to(mean)
         p["z0_b0"][:, :d] = 0
         p["z0_w1"][:, :d, d:] = ((u * b.unsqueeze(-2)) / gain_v.unsqueeze(-2)).mT.to(mean)
