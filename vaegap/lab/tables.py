@@ -15,7 +15,20 @@ from vaegap.lab.records import Record
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ROWS", "captions", "collect", "gap_table", "headline", "published", "show"]
+__all__ = [
+    "ROWS",
+    "bands",
+    "captions",
+    "certificates",
+    "collect",
+    "estimates",
+    "gap_table",
+    "headline",
+    "ledger",
+    "milestones",
+    "published",
+    "show",
+]
 
 ROWS = {
     "log_p": "log p̂(x)",
@@ -84,8 +97,9 @@ def headline(record: Record, split: str = "train", **labels: Any) -> pd.DataFram
 def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **labels: Any) -> pd.DataFrame:
     """The paper's Table 2 for any models: rows as in `ROWS`, and for each model four columns.
 
-    Columns, in nats: mean (over images and seeds), mcse (Monte-Carlo error of one seed's mean), images (half width of the
-    95 % bootstrap interval over images, mean over seeds), seeds (half width of the 95 % t-interval over seeds; NaN for one).
+    Columns, in nats: mean (over images and seeds), mcse (Monte-Carlo error of one seed's mean), images (half width of
+    the 95 % bootstrap interval over images, mean over seeds), seeds (half width of the 95 % t-interval over seeds; NaN
+    for one).
     """
     import pandas as pd
 
@@ -150,3 +164,63 @@ def published(table: str, root: Path | None = None) -> pd.DataFrame:
 def captions(found: Mapping[str, Sequence[Record]]) -> str:
     """Where the numbers come from: a line a record."""
     return "\n".join(f"{label}: {record.caption()}" for label, records in found.items() for record in records)
+
+
+def bands(record: Record, split: str) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Epochs, log p̂, L[q*] of the model's own family, and L[q] of a "generalization" record, for `figures.gap_bands`."""
+    epochs, points = [], []
+    for label in record.select(metric="L_q", split=split)["model"].unique():
+        summary = headline(record, split, model=label)["mean"]
+        epochs.append(int(str(label).rsplit(" ", 1)[1]))
+        points.append([summary["log_p"], summary[f"L_star_{record.params['family']}"], summary["L_q"]])
+    order = sorted(range(len(epochs)), key=epochs.__getitem__)
+    log_p, best, amortized = ([points[i][k] for i in order] for k in range(3))
+    return [epochs[i] for i in order], log_p, best, amortized
+
+
+def milestones(record: Record) -> pd.DataFrame:
+    """Gaps of a "generalization" record by epoch and split, in nats, with half widths over images."""
+    import pandas as pd
+
+    rows = []
+    for split, label in record.select(metric="L_q", image="mean")[["split", "model"]].drop_duplicates().to_numpy():
+        summary = headline(record, split, model=label)
+        cells: dict[str, Any] = {"split": split, "epoch": int(str(label).rsplit(" ", 1)[1])}
+        for gap in ("approximation", "amortization", "inference"):
+            cells[gap] = summary.loc[gap, "mean"]
+            cells[f"{gap} ±"] = (summary.loc[gap, "ci_high"] - summary.loc[gap, "ci_low"]) / 2
+        rows.append(cells)
+    return pd.DataFrame(rows).sort_values(["split", "epoch"]).set_index(["split", "epoch"])
+
+
+def certificates(record: Record) -> pd.DataFrame:
+    """Width of the BDMC sandwich (nats) and seconds for each way to estimate log p(x), of a "certificates" record."""
+    rows = record.select(split="simulated")
+    wide = rows.pivot(index="model", columns="metric", values="value")
+    errors = rows[rows["metric"] == "bdmc_width"].set_index("model")["mcse"]
+    wide.insert(0, "width", wide.pop("bdmc_width"))
+    wide.insert(1, "width_mcse", errors)
+    return wide.sort_values("width").rename_axis(index=None, columns=None).round(3)
+
+
+def estimates(record: Record) -> pd.DataFrame:
+    """log p̂ on real images by each estimator, of a "certificates" record: nats, error, share of images with k̂ > 0.7."""
+    values = record.select(split="train", metric="log_p").set_index("model")[["value", "mcse", "num_samples"]]
+    heavy = record.select(metric="khat_above_0.7").set_index("model")["value"].rename("share with k̂ > 0.7")
+    return values.join(heavy).rename_axis(index=None).sort_values("value").round(3)
+
+
+def ledger(table: pd.DataFrame) -> pd.DataFrame:
+    """The claims ledger to be read: one row a check."""
+    from vaegap.lab.claims import describe
+
+    def span(bounds: tuple[float, float]) -> str:
+        low, high = bounds
+        if math.isinf(low):
+            return f"below {high:g}"
+        return f"above {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+
+    out = table[["claim", "check", "verdict"]].copy()
+    out["value"] = [describe(row) for _, row in table.iterrows()]
+    out["reproduced if"] = [span(bounds) for bounds in table["reproduced_if"]]
+    return out.set_index(["claim", "check"])
