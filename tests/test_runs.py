@@ -145,6 +145,14 @@ def test_a_crash_of_the_computation_is_noted_and_can_be_repeated(tmp_path: Path)
     assert runs.state(name, tmp_path) == "done"
 
 
+def test_half_written_file_of_a_killed_attempt_is_not_kept(tmp_path: Path) -> None:
+    def leaves(ctx: Context) -> list[dict[str, Any]]:
+        ctx.artifact(".weights.bin.123.tmp").write_bytes(b"half")
+        return compute(ctx)
+
+    assert list(run(TOY, results=tmp_path, compute=leaves).info["artifacts"]) == ["weights.bin"]
+
+
 def test_published_records_are_found_beside_own_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published = tmp_path / "project" / "results"
     name = run(TOY, results=published).run_id

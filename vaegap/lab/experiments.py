@@ -242,7 +242,7 @@ def run(
         info |= {"version": known.version, "science": _loaded(session.science), "notes": context.notes}
         info |= {"wall_seconds": round(session.seconds(), 1), "attempts": session.attempts, "start": session.start}
         info["provenance"] = provenance.collect(context.device, context.dtype)
-        artifacts = {path.name: path for path in sorted((work / "artifacts").glob("*"))}
+        artifacts = {path.name: path for path in sorted((work / "artifacts").glob("[!.]*"))}
         record = records.write(folder, rows, info, artifacts)
         empty(work)
         _say(f"{name}: done after {time.monotonic() - started:.0f} s")
