@@ -80,9 +80,8 @@ class Bernoulli(Likelihood):
 
     def check(self, x: Tensor) -> None:
         _check_finite(x)
-        bad = ((x != 0) & (x != 1)).flatten(1).any(1)
-        if bad.any():
-            where = bad.nonzero().flatten().tolist()
+        where = _offenders((x != 0) & (x != 1))
+        if where:
             low, high = x.min().item(), x.max().item()
             raise InputError(
                 f"{len(where)} of {len(x)} images are not binary (first: image {where[0]}; values from {low:g} to "
@@ -163,10 +162,12 @@ class DiscretizedLogistic(Likelihood):
 
     def check(self, x: Tensor) -> None:
         _check_finite(x)
-        if x.min() < 0 or x.max() > 1:
+        where = _offenders((x < 0) | (x > 1))
+        if where:
             raise InputError(
-                f"pixels run from {x.min().item():g} to {x.max().item():g}, but the discretized logistic wants [0, 1]; "
-                f"divide by {self.levels - 1}"
+                f"pixels run from {x.min().item():g} to {x.max().item():g}, but the discretized logistic wants [0, 1] "
+                f"(first offender: image {where[0]}); divide by {self.levels - 1}",
+                where,
             )
 
 
@@ -198,10 +199,12 @@ class Categorical(Likelihood):
 
     def check(self, x: Tensor) -> None:
         _check_finite(x)
-        if (x != x.round()).any() or x.min() < 0 or x.max() >= self.levels:
+        where = _offenders((x != x.round()) | (x < 0) | (x >= self.levels))
+        if where:
             raise InputError(
-                f"the categorical likelihood wants whole numbers 0 to {self.levels - 1}; "
-                f"these pixels run from {x.min().item():g} to {x.max().item():g}"
+                f"the categorical likelihood wants whole numbers 0 to {self.levels - 1} (first offender: image "
+                f"{where[0]}); these pixels run from {x.min().item():g} to {x.max().item():g}",
+                where,
             )
 
 
@@ -219,10 +222,14 @@ class _Levels(TorchCategorical):
         return super().log_prob((value * (self.levels - 1)).round())
 
 
+def _offenders(bad: Tensor) -> list[int]:
+    """Indices of the images with a bad pixel, from a mask (N, D)."""
+    return bad.flatten(1).any(1).nonzero().flatten().tolist()
+
+
 def _check_finite(x: Tensor) -> None:
-    bad = ~torch.isfinite(x).flatten(1).all(1)
-    if bad.any():
-        where = bad.nonzero().flatten().tolist()
+    where = _offenders(~torch.isfinite(x))
+    if where:
         raise InputError(
             f"{len(where)} of {len(x)} images hold NaN or infinity (first: image {where[0]}); drop or mend them", where
         )
