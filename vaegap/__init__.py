@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "VAE": "models",
-    "wrap": "models",
+    "wrap": "wrapping",
     "InputError": "errors",
     "Bound": "bounds",
     "elbo": "bounds",
@@ -30,12 +30,14 @@ _HOME = {
     "Posterior": "posteriors",
     "make_family": "posteriors",
     "audit": "auditing",
+    "Audit": "auditing",
     "load_images": "lab.datasets",
     "Images": "lab.datasets",
 }
 
 __all__ = [
     "VAE",
+    "Audit",
     "Bound",
     "Gaps",
     "Images",
@@ -60,15 +62,16 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vaegap.annealing import Sandwich, ais, bdmc
-    from vaegap.auditing import audit
+    from vaegap.auditing import Audit, audit
     from vaegap.bounds import Bound, elbo, iwae
     from vaegap.decomposition import Gaps, gaps
     from vaegap.errors import InputError
     from vaegap.exact import linear_gaussian_vae, quadrature
     from vaegap.lab.datasets import Images, load_images
     from vaegap.local import LocalFit, optimize_local
-    from vaegap.models import VAE, wrap
+    from vaegap.models import VAE
     from vaegap.posteriors import Posterior, make_family
+    from vaegap.wrapping import wrap
 
 
 def __getattr__(name: str) -> Any:

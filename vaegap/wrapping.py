@@ -1,0 +1,276 @@
+"""Anybody's torch model behind the interface of `Model`: functions or modules in, ELBO, AIS and gaps out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from vaegap.bounds import evaluating
+from vaegap.errors import InputError
+from vaegap.likelihoods import Likelihood, make_likelihood
+from vaegap.models import Model
+from vaegap.outputs import (
+    ENCODER_SCALES,
+    checked_gaussian,
+    gaussian_of,
+    modules_behind,
+    name_of,
+    read_scale,
+    to_logits,
+    two_outputs,
+)
+from vaegap.posteriors import Posterior
+
+__all__ = ["WrappedVAE", "wrap"]
+
+
+class WrappedVAE(Model):
+    """Anybody's model behind the interface of `Model`; made by `wrap`.
+
+    Calls are computed in the module's own precision; samples, log-densities and sums in float32, or in float64 for a
+    float64 module.
+
+    Attributes:
+        data_shape: shape in which the encoder takes one image, or None for a flat row.
+        states_scale: whether the encoder's last output said its scale itself (a distribution), so that nothing had to
+            be read as a log-variance.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Any],
+        decode: Callable[[Tensor], Any],
+        latent_dim: int,
+        likelihood: Likelihood,
+        prior: Distribution | None = None,
+        data_shape: Sequence[int] | None = None,
+        encoder_scale: str = "logvar",
+        probabilities: bool = False,
+        modules: Iterable[nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        # modules are registered, so that parameters(), eval() and to() reach them; functions are only called
+        self.encode_function, self.decode_function = encode, decode
+        self.registered = nn.ModuleList(modules)
+        self.latent_dim, self.likelihood, self.prior = latent_dim, likelihood, prior
+        self.data_shape = None if data_shape is None else tuple(data_shape)
+        self.encoder_scale, self.probabilities = encoder_scale, probabilities
+        self.states_scale = False
+
+    @property
+    def module_dtype(self) -> torch.dtype:
+        """Precision of the wrapped module's weights, in which it is called."""
+        tensors = (t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+        return next(tensors, torch.get_default_dtype())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of samples and log-densities: at least float32."""
+        return torch.float64 if self.module_dtype == torch.float64 else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    def encode(self, x: Tensor) -> Posterior:
+        shaped = x if self.data_shape is None else x.reshape(len(x), *self.data_shape)
+        out = self._call(self.encode_function, shaped, "encoder")
+        self.states_scale = isinstance(out, Posterior | Distribution)
+        if isinstance(out, Posterior):
+            return Posterior(out.family, {k: v.to(self.dtype) for k, v in out.params.items()})
+        if isinstance(out, Distribution):
+            return gaussian_of(out, len(x), self.latent_dim, self.dtype)
+        mean, second = two_outputs(out, self.latent_dim)
+        want = (len(x), self.latent_dim)
+        for what, value in (("mean", mean), ("log-variance", second)):
+            if tuple(value.shape) != want:
+                raise InputError(
+                    f"the encoder's {what} has shape {tuple(value.shape)}, expected {want} for {len(x)} images and "
+                    f"latent_dim={self.latent_dim}: give wrap(latent_dim={value.shape[-1] if value.dim() else 1}), or "
+                    "mend the encoder"
+                )
+        logvar = read_scale(second.to(self.dtype), self.encoder_scale)
+        return checked_gaussian(mean.to(self.dtype), logvar)
+
+    def raw_decode(self, z: Tensor) -> Any:
+        """What the wrapped decoder returns for latents z (..., d), as flat rows (M, d) in its own precision."""
+        return self._call(self.decode_function, z.reshape(-1, self.latent_dim), "decoder")
+
+    def decoder_params(self, z: Tensor) -> Tensor:
+        """The likelihood's parameters (..., P) at latents z (..., d): logits for Bernoulli pixels.
+
+        Raises:
+            InputError: the decoder returns something else than a tensor, or logits where probabilities were promised.
+        """
+        return self._params(self.raw_decode(z), z)
+
+    def _params(self, out: Any, z: Tensor) -> Tensor:
+        if not isinstance(out, Tensor):
+            raise InputError(
+                f"the decoder returns a {type(out).__name__}; return the likelihood's parameters as one tensor (for "
+                "Bernoulli pixels the logits), or a torch.distributions.Distribution"
+            )
+        params = out.to(self.dtype).reshape(*z.shape[:-1], -1)
+        return to_logits(params) if self.probabilities else params
+
+    def decode(self, z: Tensor) -> Distribution:
+        out = self.raw_decode(z)
+        if isinstance(out, Distribution):
+            extra = len(out.batch_shape) - 1
+            return _Reshaped(Independent(out, extra) if extra > 0 else out, z.shape[:-1])
+        return self.likelihood.distribution(self._params(out, z))
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        out = self.raw_decode(z)
+        if isinstance(out, Distribution):
+            self._check_event(out, x.shape[-1])
+            images = x.expand(*z.shape[:-1], -1).reshape(-1, *out.batch_shape[1:], *out.event_shape)
+            return out.log_prob(images).to(self.dtype).reshape(*z.shape[:-1], -1).sum(-1)
+        params = self._params(out, z)
+        want = x.shape[-1] * self.likelihood.params_per_pixel
+        if params.shape[-1] != want:
+            raise InputError(
+                f"the decoder gives {params.shape[-1]} numbers an image; {self.likelihood.name} pixels need {want} for "
+                f"images of {x.shape[-1]}: check the images' shape and the likelihood"
+            )
+        return self.likelihood.log_prob(params, x)
+
+    def check_pixels(self, x: Tensor) -> None:
+        """Raise `InputError` for images that the decoder's distribution cannot have produced."""
+        if self.data_shape is not None and math.prod(self.data_shape) != x.shape[-1]:
+            raise InputError(
+                f"the images have {x.shape[-1]} pixels; data_shape={self.data_shape} says {math.prod(self.data_shape)}"
+            )
+        with evaluating(self):
+            out = self.raw_decode(torch.zeros(1, self.latent_dim, dtype=self.dtype, device=self.device))
+        if not isinstance(out, Distribution):
+            self.likelihood.check(x)
+            return
+        Likelihood.check(self.likelihood, x)  # NaN and infinity
+        self._check_event(out, x.shape[-1])
+        images = x.reshape(-1, *out.batch_shape[1:], *out.event_shape)
+        support = out.support
+        inside = torch.ones(len(x), 1) if support is None else support.check(images).reshape(len(x), -1)
+        bad = (~inside.bool()).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(
+                f"{len(bad)} of {len(x)} images lie outside the support of the decoder's {name_of(out)} (first: image "
+                f"{bad[0]}; values from {x.min().item():g} to {x.max().item():g}): bring them to the values the model "
+                "was trained on, e.g. x / 255 or (x >= 0.5).float(), or change the decoder's distribution",
+                bad,
+            )
+
+    @staticmethod
+    def _check_event(out: Distribution, pixels: int) -> None:
+        size = math.prod((*out.batch_shape[1:], *out.event_shape))
+        if size != pixels:
+            raise InputError(f"the decoder's {name_of(out)} is over {size} pixels, the images have {pixels}")
+
+    def _call(self, function: Callable[[Tensor], Any], given: Tensor, what: str) -> Any:
+        """Call the user's code in its own precision; what goes wrong there is told with its cure."""
+        try:
+            return function(given.to(self.module_dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            raise InputError(
+                f"the {what} failed on input of shape {tuple(given.shape)}: {text[-1][:300]}. "
+                + self._cure(what, str(error))
+            ) from error
+
+    def _cure(self, what: str, text: str) -> str:
+        if "not implemented for 'Half'" in text or "not implemented for 'BFloat16'" in text:
+            return "This device cannot do that in half precision: call .float() on the model first."
+        if "probs" in text and "constraint" in text:
+            return "These look like logits given as probabilities: use Bernoulli(logits=...)."
+        if what == "encoder":
+            return "It gets images (N, D), or (N, *data_shape) where wrap(data_shape=(C, H, W)) is given."
+        return f"It gets latents (M, {self.latent_dim}): does latent_dim={self.latent_dim} match the decoder?"
+
+
+class _Reshaped(Distribution):
+    """A distribution over flat rows (S * N) shown with batch shape (S, N) and flat events."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, base: Distribution, shape: torch.Size) -> None:
+        super().__init__(shape, torch.Size([base.event_shape.numel()]), validate_args=False)
+        self.base = base
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean.reshape(*self.batch_shape, -1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.sample(torch.Size(sample_shape)).reshape(*sample_shape, *self.batch_shape, -1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        rows = x.expand(*self.batch_shape, -1).reshape(-1, *self.base.event_shape)
+        return self.base.log_prob(rows).reshape(self.batch_shape)
+
+
+def wrap(
+    encode: Callable[[Tensor], Any],
+    decode: Callable[[Tensor], Any],
+    latent_dim: int,
+    likelihood: str | Likelihood = "bernoulli",
+    prior: Distribution | None = None,
+    *,
+    data_shape: Sequence[int] | None = None,
+    encoder_scale: str = "logvar",
+    probabilities: bool = False,
+    module: nn.Module | Sequence[nn.Module] | None = None,
+    **likelihood_options: Any,
+) -> WrappedVAE:
+    """Give any torch model the interface that the bounds need.
+
+    Args:
+        encode: x (N, D) -> (mean, log-variance), each (N, d); or one tensor (N, 2d), means first; or a Normal or
+            MultivariateNormal; or a `Posterior`.
+        decode: z (M, d) -> the likelihood's parameters (M, ...), logits for Bernoulli pixels, or a Distribution.
+        latent_dim: d.
+        likelihood: "bernoulli", "gaussian", "discretized_logistic", "categorical" or an object; unused where `decode`
+            returns a Distribution.
+        prior: p(z) with event shape (d,); None for N(0, I).
+        data_shape: shape in which `encode` takes one image, e.g. (3, 32, 32); None for a flat row.
+        encoder_scale: what the encoder's second output is: "logvar", "log_sigma", "sigma" or "variance".
+        probabilities: whether `decode` returns Bernoulli probabilities, e.g. from a final sigmoid, and no logits.
+        module: the torch modules behind `encode` and `decode`. None finds them: modules, bound methods, partial
+            functions and what a function's closure or globals name.
+        **likelihood_options: e.g. scale=0.1 for "gaussian", scale=None for a learned one.
+
+    Returns:
+        a `Model`. The modules are registered in it, so eval(), to() and .dtype reach them.
+
+    Raises:
+        InputError: an unknown likelihood or option, or a prior of another size.
+
+    Example:
+        >>> enc, dec = nn.Linear(6, 4), nn.Linear(2, 6)
+        >>> vae = wrap(encode=lambda x: enc(x).chunk(2, -1), decode=dec, latent_dim=2)
+        >>> vae.encode(torch.zeros(3, 6)).rsample(5).shape
+        torch.Size([5, 3, 2])
+    """
+    if prior is not None and tuple(prior.event_shape) != (latent_dim,):
+        raise InputError(
+            f"the prior has event shape {tuple(prior.event_shape)}, expected ({latent_dim},): "
+            "wrap it in Independent(prior, 1)"
+        )
+    if encoder_scale not in ENCODER_SCALES:
+        raise InputError(f"unknown encoder_scale {encoder_scale!r}; choose from {', '.join(ENCODER_SCALES)}")
+    made = make_likelihood(likelihood, **likelihood_options)
+    if probabilities and made.name != "bernoulli":
+        raise InputError(f"probabilities=True is for Bernoulli pixels; the likelihood is {made.name}")
+    if module is None:
+        modules = list(dict.fromkeys([*modules_behind(encode), *modules_behind(decode)]))
+    else:
+        modules = [module] if isinstance(module, nn.Module) else list(module)
+    return WrappedVAE(encode, decode, latent_dim, made, prior, data_shape, encoder_scale, probabilities, modules)
