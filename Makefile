@@ -54,10 +54,17 @@ book: $(VENV)/.package ## build the book from the committed records
 	@$(MAKE) html
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
+# Built again only when a page, a notebook's copy or a docstring has changed. `make` looks at the files at its start, so this is
+# always a `make` of its own, after the notebooks have run.
+PAGES = $(shell find -L _config.yml _toc.yml book vaegap _build/source/notebooks -type f -not -path '*/__pycache__/*' 2>/dev/null)
+
 .PHONY: html
-html:
+html: _build/html/.built
+
+_build/html/.built: $(PAGES)
 	@echo "== book: from the executed notebooks to HTML, every warning an error"
 	@$(VENV)/bin/jupyter-book build _build/source --path-output . --all -W -n --keep-going --quiet
+	@touch $@
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 test: $(VENV)/.package ## ruff, mypy and every test, the notebooks and the examples in docstrings among them
