@@ -1,11 +1,11 @@
-"""VAEs: encoder + posterior family + decoder + likelihood, and `wrap` for anybody's model."""
+"""VAEs: encoder + posterior family + decoder + likelihood."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,15 @@ from vaegap.errors import InputError
 from vaegap.fast import ELU
 from vaegap.likelihoods import Likelihood, make_likelihood
 from vaegap.posteriors import Posterior, make_family
-from vaegap.posteriors.base import LOGVAR_MAX, normal_log_prob
-from vaegap.posteriors.gaussian import Gaussian
+from vaegap.posteriors.base import normal_log_prob
 
-__all__ = ["ACTIVATIONS", "VAE", "Model", "WrappedVAE", "wrap"]
+__all__ = ["ACTIVATIONS", "VAE", "Model"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": ELU, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class Model(nn.Module):
-    """What the bounds need of a latent-variable model; `VAE` and `WrappedVAE` fill it in.
+    """What the bounds need of a latent-variable model; `VAE` and `wrap` fill it in.
 
     Attributes:
         latent_dim: d.
@@ -85,8 +84,12 @@ class Model(nn.Module):
         if len(x) == 0:
             raise InputError("there are no images: x has shape " + str(tuple(x.shape)))
         x = x.to(device=self.device, dtype=self.dtype)
-        self.likelihood.check(x)
+        self.check_pixels(x)
         return x
+
+    def check_pixels(self, x: Tensor) -> None:
+        """Raise `InputError` for images (N, D) that p(x|z) cannot have produced."""
+        self.likelihood.check(x)
 
 
 class VAE(Model):
@@ -164,9 +167,16 @@ class VAE(Model):
             self.head = self.family.head(width)
 
     def encode(self, x: Tensor) -> Posterior:
+        self._check_width(x)
+        return Posterior(self.family, self.head(self.features(x)))
+
+    def check_pixels(self, x: Tensor) -> None:
+        self._check_width(x)
+        super().check_pixels(x)
+
+    def _check_width(self, x: Tensor) -> None:
         if x.shape[-1] != self.data_dim:
             raise InputError(f"this VAE takes images of {self.data_dim} pixels; got {x.shape[-1]}")
-        return Posterior(self.family, self.head(self.features(x)))
 
     def decoder_params(self, z: Tensor) -> Tensor:
         """The decoder's raw output (..., D * params_per_pixel): logits for Bernoulli pixels."""
@@ -218,114 +228,3 @@ def _conv_decoder(latent_dim: int, channels: Sequence[int], outputs: int) -> nn.
         nn.ConvTranspose2d(third, outputs, 4, 2),
         nn.Flatten(),
     )
-
-
-class WrappedVAE(Model):
-    """Anybody's model behind the interface of `Model`; made by `wrap`."""
-
-    def __init__(
-        self,
-        encode: Callable[[Tensor], Any],
-        decode: Callable[[Tensor], Any],
-        latent_dim: int,
-        likelihood: Likelihood,
-        prior: Distribution | None,
-    ) -> None:
-        super().__init__()
-        # modules are registered, so that parameters(), eval() and to() reach them; functions are only called
-        self.encode_function, self.decode_function = encode, decode
-        self.latent_dim, self.likelihood, self.prior = latent_dim, likelihood, prior
-
-    def encode(self, x: Tensor) -> Posterior:
-        out = self.encode_function(x)
-        if isinstance(out, Posterior):
-            return out
-        mean, logvar = (out.mean, 2 * out.stddev.log()) if isinstance(out, Distribution) else out
-        want = (len(x), self.latent_dim)
-        for what, value in (("mean", mean), ("log-variance", logvar)):
-            if tuple(value.shape) != want:
-                raise InputError(
-                    f"the encoder's {what} has shape {tuple(value.shape)}, expected {want}: check latent_dim"
-                )
-        return Gaussian(self.latent_dim).posterior(mean.float(), logvar.float().clamp_max(2 * LOGVAR_MAX))
-
-    def decode(self, z: Tensor) -> Distribution:
-        out = self.decode_function(z.reshape(-1, self.latent_dim).to(self.dtype))
-        if isinstance(out, Distribution):
-            extra = len(out.batch_shape) - 1
-            flat = torch.distributions.Independent(out, extra) if extra > 0 else out
-            return _Reshaped(flat, z.shape[:-1])
-        return self.likelihood.distribution(out.float().reshape(*z.shape[:-1], -1))
-
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        out = self.decode_function(z.reshape(-1, self.latent_dim).to(self.dtype))
-        if isinstance(out, Distribution):
-            images = x.expand(*z.shape[:-1], -1).reshape(-1, *out.batch_shape[1:], *out.event_shape)
-            return out.log_prob(images).reshape(*z.shape[:-1], -1).sum(-1)
-        params = out.float().reshape(*z.shape[:-1], -1)
-        want = x.shape[-1] * self.likelihood.params_per_pixel
-        if params.shape[-1] != want:
-            raise InputError(
-                f"the decoder gives {params.shape[-1]} numbers an image; {self.likelihood.name} pixels need {want} "
-                f"for images of {x.shape[-1]}"
-            )
-        return self.likelihood.log_prob(params, x)
-
-
-class _Reshaped(Distribution):
-    """A distribution over flat rows (S * N) shown with batch shape (S, N) and flat events."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, base: Distribution, shape: torch.Size) -> None:
-        super().__init__(shape, torch.Size([base.event_shape.numel()]), validate_args=False)
-        self.base = base
-
-    @property
-    def mean(self) -> Tensor:
-        return self.base.mean.reshape(*self.batch_shape, -1)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.base.sample(torch.Size(sample_shape)).reshape(*sample_shape, *self.batch_shape, -1)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        rows = x.expand(*self.batch_shape, -1).reshape(-1, *self.base.event_shape)
-        return self.base.log_prob(rows).reshape(self.batch_shape)
-
-
-def wrap(
-    encode: Callable[[Tensor], Any],
-    decode: Callable[[Tensor], Any],
-    latent_dim: int,
-    likelihood: str | Likelihood = "bernoulli",
-    prior: Distribution | None = None,
-    **likelihood_options: Any,
-) -> WrappedVAE:
-    """Give any torch model the interface that the bounds need.
-
-    Args:
-        encode: x (N, D) -> (mean, log-variance), each (N, d), or a Normal, or a `Posterior`.
-        decode: z (M, d) -> the likelihood's parameters (M, D, ...), logits for Bernoulli pixels, or a Distribution.
-        latent_dim: d.
-        likelihood: name or object; unused where `decode` returns a Distribution.
-        prior: p(z) with event shape (d,); None for N(0, I).
-        **likelihood_options: e.g. scale=0.1 for "gaussian".
-
-    Returns:
-        a `Model`. Modules passed as encode or decode are registered in it, so eval() and to() reach them.
-
-    Raises:
-        InputError: an unknown likelihood, or a prior of another size.
-
-    Example:
-        >>> enc, dec = nn.Linear(6, 4), nn.Linear(2, 6)
-        >>> vae = wrap(encode=lambda x: enc(x).chunk(2, -1), decode=dec, latent_dim=2)
-        >>> vae.encode(torch.zeros(3, 6)).rsample(5).shape
-        torch.Size([5, 3, 2])
-    """
-    if prior is not None and tuple(prior.event_shape) != (latent_dim,):
-        raise InputError(
-            f"the prior has event shape {tuple(prior.event_shape)}, expected ({latent_dim},): "
-            "wrap it in Independent(prior, 1)"
-        )
-    return WrappedVAE(encode, decode, latent_dim, make_likelihood(likelihood, **likelihood_options), prior)
