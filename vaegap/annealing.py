@@ -90,6 +90,7 @@ class _Annealer:
         self.joint, self.base, self.num_leapfrog, self.generator = joint, base, num_leapfrog, generator
         self.betas = betas.tolist()
         self.steps: list[Tensor] = []  # one (N, 1) per temperature 1..T-1, set by `tune`
+        self.spread: list[float] = []  # standard deviation of log p(x, z) − log base at each temperature, likewise
 
     def energy(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log base and log p(x, z) + log|L|, each (C, N)."""
@@ -118,6 +119,7 @@ class _Annealer:
         for done in range(rounds):
             u = self.base.sample(num_chains, self.generator)
             parts: tuple[Tensor, ...] = self.energy(u)
+            self.spread = [_spread(parts)]
             offset: Tensor | float = 0.0  # a correction carries over to the next temperature, so a wrong start heals
             for t in range(1, len(self.betas) - 1):
                 before = log_steps[t - 1].clone()
@@ -125,6 +127,7 @@ class _Annealer:
                 error = (accept.mean(0) - _TARGET_ACCEPT).unsqueeze(-1)
                 log_steps[t - 1] = (before + offset + (1.0 if done == 0 else 0.4) * error).clamp(max=most)
                 offset = log_steps[t - 1] - before
+                self.spread.append(_spread(parts))
         self.steps = list(log_steps.exp())
 
     def forward(self, num_chains: int, tick: Callable[[], object]) -> tuple[Tensor, Tensor]:
@@ -157,6 +160,27 @@ class _Annealer:
         return log_w, accepted / max(moves, 1)
 
 
+def _spread(parts: tuple[Tensor, ...]) -> float:
+    """Root mean square over images of the chains' standard deviation of the weight per unit of β."""
+    return float((parts[1] - parts[0]).double().var(0).mean().sqrt())
+
+
+def _even(betas: Tensor, spread: list[float], num: int) -> Tensor:
+    """Temperatures at which every increment of the log-weight has about the same standard deviation.
+
+    Equal steps of ∫ sd(β) dβ, the thermodynamic length (Gelman & Meng 1998, section 4); the spread at β = 1 is taken to
+    be that of the last temperature below it.
+    """
+    height = torch.tensor([*spread, spread[-1]], dtype=torch.float64)
+    length = torch.cat([torch.zeros(1, dtype=torch.float64), ((height[1:] + height[:-1]) / 2 * betas.diff()).cumsum(0)])
+    wanted = torch.linspace(0, float(length[-1]), num + 1, dtype=torch.float64)
+    at = torch.searchsorted(length, wanted).clamp(1, len(betas) - 1)
+    share = (wanted - length[at - 1]) / (length[at] - length[at - 1]).clamp_min(1e-12)
+    out = betas[at - 1] + share * (betas[at] - betas[at - 1])
+    out[0], out[-1] = 0.0, 1.0
+    return out
+
+
 def ais(
     vae: Model,
     x: Tensor,
@@ -183,7 +207,8 @@ def ais(
         base: where to start: "posterior" (a Gaussian with the moments of the encoder's q), "prior" (as in the
             paper), "mixture" (half and half, which cannot miss a mode the prior covers), or a `Posterior`, e.g. a
             locally optimal one.
-        schedule: "sigmoid" or "linear".
+        schedule: "sigmoid", "linear", or "adaptive": temperatures placed by a pilot run so that every increment of the
+            log-weight spreads alike, then frozen.
         num_leapfrog: leapfrog steps per transition (10 in the paper's AIS).
         force_dtype: precision of the leapfrog forces, e.g. torch.bfloat16; energies stay exact.
         seed: of everything random.
@@ -291,10 +316,13 @@ def _annealer(
     force_dtype: torch.dtype | None,
     generator: torch.Generator,
 ) -> _Annealer:
-    betas = temperatures(num, schedule)
+    betas = temperatures(num, "sigmoid" if schedule == "adaptive" else schedule)
     chosen = base[part] if isinstance(base, Posterior) else base
     annealer = _Annealer(LogJoint(vae, x, force_dtype), make_base(vae, x, chosen), betas, num_leapfrog, generator)
     annealer.tune(num_chains=4, rounds=2)
+    if schedule == "adaptive" and num > 2:  # the pilot's spreads place the temperatures; then the steps are tuned anew
+        annealer.betas = _even(betas, annealer.spread, num).tolist()
+        annealer.tune(num_chains=4, rounds=2)
     return annealer
 
 

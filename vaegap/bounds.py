@@ -3,7 +3,7 @@ r"""Bounds on log p(x) from samples of q: the ELBO and the importance-weighted b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from vaegap.errors import InputError
 from vaegap.models import Model
 from vaegap.posteriors import Posterior
 
-__all__ = ["Bound", "elbo", "evaluating", "image_chunks", "iwae", "make_generator"]
+__all__ = ["Bound", "elbo", "evaluating", "image_chunks", "iwae", "join_bounds", "make_generator"]
 
 _CHUNK_FLOATS = 2**24  # numbers of the widest tensor of a chunk: 64 MB in float32, so memory stays far below 3 GB
 
@@ -60,6 +60,22 @@ class Bound:
 
     def __repr__(self) -> str:
         return f"Bound({self.kind}, mean={self.mean:.3f} ± {self.mcse:.3f} nats, {len(self.per_image)} images)"
+
+
+def join_bounds(parts: Sequence[Bound]) -> Bound:
+    """The bounds of consecutive groups of images as one; of the diagnostics, those that all parts have."""
+    optional = {}
+    for name in ("ess", "khat", "accept"):
+        found = [getattr(part, name) for part in parts]
+        optional[name] = torch.cat(found) if all(v is not None for v in found) else None
+    flagged: dict[int, str] = {}
+    offset = 0
+    for part in parts:
+        flagged |= {offset + i: why for i, why in (part.flagged or {}).items()}
+        offset += len(part.per_image)
+    values = torch.cat([p.per_image for p in parts])
+    errors = torch.cat([p.mcse_per_image for p in parts])
+    return Bound(values, errors, parts[0].kind, parts[0].num_samples, **optional, flagged=flagged or None)
 
 
 @contextmanager
@@ -124,7 +140,7 @@ def elbo(
     generator = make_generator(vae, seed)
     means, errors = [], []
     with evaluating(vae):
-        q_all = posterior or vae.encode(x)
+        q_all = _proposal(vae, x, posterior)
         for part in image_chunks(len(x), num_samples * x.shape[-1]):
             q = q_all[part]
             z, log_q = q.rsample_and_log_prob(num_samples, generator=generator)
@@ -136,6 +152,18 @@ def elbo(
             means.append(log_w.double().mean(0))
             errors.append(log_w.double().std(0) / math.sqrt(num_samples))
     return _finite(Bound(torch.cat(means), torch.cat(errors), "lower", num_samples), "the ELBO")
+
+
+def _proposal(vae: Model, x: Tensor, posterior: Posterior | None) -> Posterior:
+    """The encoder's q, or the posterior given, if it belongs to these images: broadcasting would hide that it does not."""
+    if posterior is None:
+        return vae.encode(x)
+    have, want = (len(posterior), posterior.family.latent_dim), (len(x), vae.latent_dim)
+    if have != want:
+        raise InputError(
+            f"the posterior is for {have[0]} images and {have[1]} latents; there are {want[0]} images and {want[1]} latents"
+        )
+    return posterior
 
 
 def _control(value: Tensor, zero_mean: Tensor) -> Tensor:
@@ -184,7 +212,7 @@ def iwae(
     generator = make_generator(vae, seed)
     values, errors, ess, khat = [], [], [], []
     with evaluating(vae):
-        q_all = posterior or vae.encode(x)
+        q_all = _proposal(vae, x, posterior)
         inner = min(num_samples, max(1, 2**21 // x.shape[-1]))  # samples drawn at once
         for part in image_chunks(len(x), inner * x.shape[-1] + num_samples, most=256):
             q, pieces = q_all[part], []

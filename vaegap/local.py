@@ -8,16 +8,17 @@ chosen on one set of samples and reported on another, so that L[q*] ≥ L[start]
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vaegap.bounds import Bound, elbo, evaluating, make_generator
+from vaegap.bounds import Bound, elbo, evaluating, join_bounds, make_generator
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
 from vaegap.models import Model
@@ -150,10 +151,10 @@ def optimize_local(
         encoder = vae.encode(x).detach()
     if start is None and plan.start:
         start = optimize_local(vae, x, plan.start, num_eval=2, **options).posterior
-    first = lift(start if start is not None else encoder, target)
-    fit = _climb(vae, x, first, plan, num_eval, **options)
+    fit = _climb(vae, x, start if start is not None else encoder, target, plan, num_eval, **options)
     if encoder.family.name == target.name and plan.start:
-        other = _climb(vae, x, encoder, replace(plan, steps=200, samples=8, lr=2e-3), num_eval, **options)
+        own = replace(plan, steps=200, samples=8, lr=2e-3)
+        other = _climb(vae, x, encoder, encoder.family, own, num_eval, **options)
         fit = _better(vae, x, fit, other, num_eval, seed)
     return fit
 
@@ -198,25 +199,24 @@ def _ascend(
     lr: float,
     beta2: float,
     generator: torch.Generator,
+    frozen: Collection[str] = (),
     path: bool = True,
 ) -> Iterator[Posterior]:
-    """Adam on every per-image tensor of q (shared tensors stay); yields the posterior after each step."""
-    count, factors = len(q), q.family.learning_rates()
+    """Adam on every tensor of q that is not frozen; yields the posterior, changed in place, after each step."""
+    factors = q.family.learning_rates()
     params: dict[str, Tensor] = {k: v.detach().clone() for k, v in q.params.items()}
     groups = []
     for name, value in params.items():
-        if value.shape[0] == count:
+        if name not in frozen:
             value.requires_grad_(True)
             factor = next((f for prefix, f in factors.items() if name.startswith(prefix)), 1.0)
             groups.append({"params": [value], "factor": factor})
     optimizer = torch.optim.Adam(groups, lr=lr, betas=(0.9, beta2), fused=joint.x.device.type in ("cpu", "cuda"))
     now = Posterior(q.family, params)
     for step in range(steps):
-        scale = (
-            1.0
-            if not path
-            else min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        )
+        scale = 1.0
+        if path:  # a short warm-up, then a cosine down to 1 %; the published procedure has neither
+            scale = min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = lr * scale * group["factor"]
         z, log_q = now.rsample_and_log_prob(samples, path=path, antithetic=path, generator=generator)
@@ -231,6 +231,7 @@ def _climb(
     vae: Model,
     x: Tensor,
     start: Posterior,
+    family: Family,
     plan: Recipe,
     num_eval: int,
     *,
@@ -238,37 +239,59 @@ def _climb(
     seed: int,
     progress: bool,
 ) -> LocalFit:
-    """Optimise all chunks, two at a time where there are two cores, and report on fresh samples."""
-    pieces = [torch.arange(i, min(i + plan.chunk, len(x))) for i in range(0, len(x), plan.chunk)]
+    """Optimise chunk by chunk, two at a time where there are two cores, and report on fresh samples.
+
+    Everything a chunk needs, its lifted start included, lives only as long as the chunk: a flow has 40,000 numbers an
+    image, and the result should be the only place that holds them for all images.
+    """
+    count = len(x)
+    pieces = [torch.arange(i, min(i + plan.chunk, count)) for i in range(0, count, plan.chunk)]
     workers = min(torch.get_num_threads(), len(pieces)) if x.device.type == "cpu" and plan.chunk < 500 else 1
-    with (
-        evaluating(vae),
-        tqdm(total=len(x), desc=f"q* {start.family.name}", disable=not progress, mininterval=1) as bar,
-    ):
+    merged: dict[str, Tensor] = {}
+    reports: list[tuple[Bound, Bound, Tensor]] = [None] * len(pieces)  # type: ignore[list-item]
+    own = start.family is family
+    frozen = {k for k, v in start.params.items() if v.shape[0] == 1 < count} if own else set()
+    guard = Lock()
+    bar = tqdm(total=count, desc=f"q* {family.name}", disable=not progress, mininterval=1)
 
-        def work(number: int) -> tuple[Posterior, Tensor]:
-            index = pieces[number].to(x.device)
-            out = _climb_chunk(vae, x[index], start[index], plan, force_dtype, seed + 7919 * (number + 1))
-            bar.update(len(index))
-            return out
+    def work(number: int) -> None:
+        index, chunk_seed = pieces[number].to(x.device), seed + 7919 * (number + 1)
+        begin = start[index] if own else lift(start[index], family)
+        best, steps = _climb_chunk(vae, x[index], begin, plan, force_dtype, chunk_seed, frozen)
+        fresh = elbo(vae, x[index], max(2, num_eval), best, seed=chunk_seed + 101)
+        before = elbo(vae, x[index], max(2, num_eval), begin, seed=chunk_seed + 102)
+        reports[number] = fresh, before, steps
+        with guard:
+            for name, value in best.params.items():
+                if name in frozen:
+                    merged[name] = value
+                    continue
+                if name not in merged:
+                    merged[name] = value.new_empty((count, *value.shape[1:]))
+                merged[name][index] = value
+        bar.update(len(index))
 
+    with evaluating(vae), bar:
         if workers > 1:  # many small products: one thread a chunk beats two threads on each product
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                done = list(pool.map(work, range(len(pieces))))
+                list(pool.map(work, range(len(pieces))))
         else:
-            done = [work(i) for i in range(len(pieces))]
-    names = done[0][0].params
-    shared = {k for k in names if start.params[k].shape[0] == 1 < len(start)}
-    merged = {k: names[k] if k in shared else torch.cat([q.params[k] for q, _ in done]) for k in names}
-    posterior = Posterior(start.family, merged)
-    fresh = elbo(vae, x, max(2, num_eval), posterior, seed=seed + 1)
-    before = elbo(vae, x, max(2, num_eval), start, seed=seed + 2)
-    return LocalFit(fresh, posterior, before, torch.cat([s for _, s in done]))
+            for number in range(len(pieces)):
+                work(number)
+    bounds = [join_bounds([r[k] for r in reports]) for k in (0, 1)]  # type: ignore[misc]
+    return LocalFit(bounds[0], Posterior(family, merged), bounds[1], torch.cat([r[2] for r in reports]))
 
 
 def _climb_chunk(
-    vae: Model, x: Tensor, start: Posterior, plan: Recipe, force_dtype: torch.dtype | None, seed: int
+    vae: Model,
+    x: Tensor,
+    start: Posterior,
+    plan: Recipe,
+    force_dtype: torch.dtype | None,
+    seed: int,
+    frozen: Collection[str],
 ) -> tuple[Posterior, Tensor]:
+    """Rounds of ascent; an image leaves after a round that gained less than the tolerance or the noise."""
     generator = make_generator(vae, seed)
     joint = LogJoint(vae, x, force_dtype)
     best = start.detach()
@@ -277,15 +300,16 @@ def _climb_chunk(
     active = torch.arange(len(x), device=x.device)
     for done in range(plan.rounds):
         num = plan.steps if done == 0 else plan.steps // 2
+        begin = _pick(best, active, frozen)
         with torch.enable_grad():
             lr = plan.lr * 0.5**done
-            *_, end = _ascend(joint.subset(active), best[active], num, plan.samples, lr, plan.beta2, generator)
+            *_, end = _ascend(joint.subset(active), begin, num, plan.samples, lr, plan.beta2, generator, frozen)
         steps[active.cpu()] += num
         end = end.detach()
         new = elbo(vae, x[active], 200, end, seed=seed + done + 1)
         gain = new.per_image - level.per_image[active]
-        won = gain > 0
-        best = _replace(best, active[won], end[won])
+        won = (gain > 0).nonzero().flatten()
+        best = _replace(best, active[won], _pick(end, won, frozen), frozen)
         values, errors = level.per_image.clone(), level.mcse_per_image.clone()
         values[active[won]], errors[active[won]] = new.per_image[won], new.mcse_per_image[won]
         noise = (new.mcse_per_image.square() + level.mcse_per_image[active].square()).sqrt()
@@ -296,12 +320,16 @@ def _climb_chunk(
     return best, steps
 
 
-def _replace(q: Posterior, index: Tensor, new: Posterior) -> Posterior:
+def _pick(q: Posterior, index: Tensor, frozen: Collection[str]) -> Posterior:
+    """The posteriors of some images; frozen tensors belong to all, also where one image is left."""
+    return Posterior(q.family, {k: v if k in frozen else v[index] for k, v in q.params.items()})
+
+
+def _replace(q: Posterior, index: Tensor, new: Posterior, frozen: Collection[str]) -> Posterior:
     """q with the parameters of some images taken from `new`."""
     if len(index) == 0:
         return q
-    count = len(q)
-    out = {k: v if v.shape[0] == 1 < count else v.index_copy(0, index, new.params[k]) for k, v in q.params.items()}
+    out = {k: v if k in frozen else v.index_copy(0, index, new.params[k]) for k, v in q.params.items()}
     return Posterior(q.family, out)
 
 
@@ -326,13 +354,20 @@ def _published(
     bar = tqdm(desc=f"published q* {family.name}", disable=not progress, mininterval=1)
     with evaluating(vae), torch.enable_grad():
         joint = LogJoint(vae, x, force_dtype)
-        for now in _ascend(joint, start, 10**6, 100, 1e-3, 0.999, generator, path=False):
+        for now in _ascend(joint, start, 10**6, 100, 1e-3, 0.999, generator, (), path=False):
             steps += 1
             bar.update()
             if steps % 100 == 0:
                 with torch.no_grad():
                     mean = elbo(vae, x, 100, now.detach(), seed=seed + steps).mean
-                best, bad, level = (now, 0, mean) if mean > level else (best, bad + 1, level)
+                if mean > level:
+                    best, bad, level = (
+                        Posterior(family, {k: v.detach().clone() for k, v in now.params.items()}),
+                        0,
+                        mean,
+                    )
+                else:
+                    bad += 1
                 if bad > 10:
                     break
     bar.close()

@@ -261,7 +261,7 @@ def _by_seed(records: Iterable[Record], wanted: dict[str, Any]) -> dict[int, tup
         model = [
             k for k in ("family", "latent_dim", "encoder", "decoder", "activation", "anneal", "frozen") if k in usual
         ]
-        asked = {**{k: usual[k] for k in model}, **wanted}
+        asked: dict[str, Any] = {**{k: usual[k] for k in model}, **wanted}
         if any(record.params.get(k) != v for k, v in asked.items()):
             continue
         table = _table(record, rows)
