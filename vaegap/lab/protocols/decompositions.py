@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "gap_tables", "model_folder", "model_of", "spec_of"]
 
 Rows = list[dict[str, Any]]
-_BLOCK = 250  # images at a time: under two minutes for the slowest family
+_BLOCK = 100  # images at a time: under two minutes for the slowest family
 _SPEC = ("dataset", "family", "latent_dim", "encoder", "decoder", "activation", "architecture", "anneal", "seed")
 
 
