@@ -58,12 +58,14 @@ def gap_ladder(summary: pd.DataFrame, family: str = "gaussian", ax: Axes | None 
     """
     ax = _axes(ax, figsize=(5.2, 3.2))
     levels = [name for name in LABELS if name in summary.index]
-    for name in levels:
-        value = summary.loc[name, "mean"]
+    values = [float(summary.loc[name, "mean"]) for name in levels]
+    heights = _apart(values, 0.1 * (max(values) - min(values)))
+    for name, value, height in zip(levels, values, heights, strict=True):
         ax.axhline(value, color="0.5", lw=1, ls="-" if name in ("log_p", "L_q", f"L_star_{family}") else ":", zorder=0)
         ax.annotate(
-            f"{LABELS[name]} = {value:.2f}", (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", va="center", fontsize=9, annotation_clip=False,
+            f"{LABELS[name]} = {value:.2f}", (1.0, value), xycoords=("axes fraction", "data"), xytext=(1.04, height),
+            textcoords=("axes fraction", "data"), va="center", fontsize=9, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
     bars = ((0.3, "approximation", "log_p", f"L_star_{family}"), (0.7, "amortization", f"L_star_{family}", "L_q"))
     for x, gap, upper, lower in bars:
@@ -88,6 +90,15 @@ def gap_ladder(summary: pd.DataFrame, family: str = "gaussian", ax: Axes | None 
         ylim=(summary.loc["L_q", "mean"] - 0.45 * span, summary.loc["log_p", "mean"] + 0.1 * span),
     )
     return ax
+
+
+def _apart(values: Sequence[float], least: float) -> list[float]:
+    """Heights for labels of these values: in the same order, none nearer to another than `least`."""
+    order = sorted(range(len(values)), key=lambda i: -values[i])
+    heights = list(values)
+    for above, below in zip(order, order[1:], strict=False):
+        heights[below] = min(heights[below], heights[above] - least)
+    return heights
 
 
 def gap_bars(
