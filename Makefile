@@ -68,9 +68,11 @@ _build/html/.built: $(PAGES)
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 test: $(VENV)/.package ## ruff, mypy and every test, the notebooks and the examples in docstrings among them
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 120 tests vaegap notebooks
+	@status=0; set -x; \
+	$(VENV)/bin/ruff check . || status=1; \
+	$(VENV)/bin/mypy || status=1; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 300 tests vaegap notebooks || status=1; \
+	set +x; exit $$status
 
 clean: ## remove what was built, and the records of quick runs; keep the virtual environment and all other records
 	rm -rf _build results/*-quick-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
