@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vaegap.bases import Base, make_base
 from vaegap.bounds import Bound, evaluating, image_chunks, log_mean_exp, make_generator
@@ -22,6 +21,7 @@ from vaegap.errors import InputError
 from vaegap.hmc import transition
 from vaegap.models import Model
 from vaegap.posteriors import Posterior
+from vaegap.progress import bar
 
 __all__ = ["Sandwich", "ais", "bdmc", "temperatures"]
 
@@ -234,14 +234,16 @@ def ais(
     generator = make_generator(vae, seed)
     pieces = []
     with evaluating(vae):
+        if base in ("posterior", "mixture"):
+            vae.encode(x)  # what is wrong with the encoder is told with the images' own indices, not a chunk's
         chunks = _chunks(x, num_chains)
-        bar = tqdm(total=len(chunks) * num_temperatures, desc="AIS", disable=not progress, mininterval=1)
+        progressed = bar(total=len(chunks) * num_temperatures, desc="AIS", show=progress)
         for part in chunks:
             annealer = _annealer(
                 vae, x[part], base, part, num_temperatures, schedule, num_leapfrog, force_dtype, generator
             )
-            pieces.append(annealer.forward(num_chains, bar.update))
-        bar.close()
+            pieces.append(annealer.forward(num_chains, progressed.update))
+        progressed.close()
     return _bound(pieces, num_chains, "lower")
 
 
@@ -289,15 +291,15 @@ def bdmc(
             x = torch.cat([vae.decode(part).sample() for part in z.split(1000)]).flatten(1).to(vae.dtype)
         start = base(x) if callable(base) else base
         chunks = _chunks(x, num_chains)
-        bar = tqdm(total=2 * len(chunks) * num_temperatures, desc="BDMC", disable=not progress, mininterval=1)
+        progressed = bar(total=2 * len(chunks) * num_temperatures, desc="BDMC", show=progress)
         for part in chunks:
             annealer = _annealer(
                 vae, x[part], start, part, num_temperatures, schedule, num_leapfrog, force_dtype, generator
             )
-            forward.append(annealer.forward(num_chains, bar.update))
-            log_w, accept = annealer.reverse(z[part], num_chains, bar.update)
+            forward.append(annealer.forward(num_chains, progressed.update))
+            log_w, accept = annealer.reverse(z[part], num_chains, progressed.update)
             backward.append((-log_w, accept))
-        bar.close()
+        progressed.close()
     return Sandwich(_bound(forward, num_chains, "lower"), _bound(backward, num_chains, "upper"))
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vaegap.bounds import Bound, elbo, evaluating, join_bounds, make_generator
 from vaegap.energy import LogJoint
@@ -24,6 +23,7 @@ from vaegap.errors import InputError
 from vaegap.models import Model
 from vaegap.posteriors import AuxFlow, Family, FullGaussian, Gaussian, Posterior, make_family
 from vaegap.posteriors.either import either
+from vaegap.progress import bar
 
 __all__ = ["RECIPES", "LocalFit", "Recipe", "lift", "optimize_local"]
 
@@ -252,7 +252,7 @@ def _climb(
     own = start.family is family
     frozen = {k for k, v in start.params.items() if v.shape[0] == 1 < count} if own else set()
     guard = Lock()
-    bar = tqdm(total=count, desc=f"q* {family.name}", disable=not progress, mininterval=1)
+    progressed = bar(total=count, desc=f"q* {family.name}", show=progress)
 
     def work(number: int) -> None:
         index, chunk_seed = pieces[number].to(x.device), seed + 7919 * (number + 1)
@@ -269,9 +269,9 @@ def _climb(
                 if name not in merged:
                     merged[name] = value.new_empty((count, *value.shape[1:]))
                 merged[name][index] = value
-        bar.update(len(index))
+        progressed.update(len(index))
 
-    with evaluating(vae), bar:
+    with evaluating(vae), progressed:
         if workers > 1:  # many small products: one thread a chunk beats two threads on each product
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 list(pool.map(work, range(len(pieces))))
@@ -351,12 +351,12 @@ def _published(
     zeros = torch.zeros(len(x), vae.latent_dim, dtype=vae.dtype, device=vae.device)
     start = family.posterior(zeros, zeros)
     best, bad, steps, level = start, 0, 0, -math.inf
-    bar = tqdm(desc=f"published q* {family.name}", disable=not progress, mininterval=1)
+    progressed = bar(desc=f"published q* {family.name}", show=progress)
     with evaluating(vae), torch.enable_grad():
         joint = LogJoint(vae, x, force_dtype)
         for now in _ascend(joint, start, 10**6, 100, 1e-3, 0.999, generator, (), path=False):
             steps += 1
-            bar.update()
+            progressed.update()
             if steps % 100 == 0:
                 with torch.no_grad():
                     mean = elbo(vae, x, 100, now.detach(), seed=seed + steps).mean
@@ -370,7 +370,7 @@ def _published(
                     bad += 1
                 if bad > 10:
                     break
-    bar.close()
+    progressed.close()
     posterior = best.detach()
     count = torch.full((len(x),), steps)
     begin = elbo(vae, x, max(2, num_eval), start, seed=seed + 2)

@@ -136,7 +136,7 @@ def show(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     out = {}
     for label in dict.fromkeys(table.columns.get_level_values(0)):
         cells = {}
-        for row, values in table[label].iterrows():
+        for row, values in table[label].dropna(subset="mean").iterrows():
             error = values["images"] if "gap" in str(row) else values["mcse"]
             text = f"{values['mean']:.{digits}f} ± {error:.{digits}f}"
             if not math.isnan(values["seeds"]):
@@ -167,7 +167,7 @@ def captions(found: Mapping[str, Sequence[Record]]) -> str:
 
 
 def bands(record: Record, split: str) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Epochs, log p̂, L[q*] of the model's own family, and L[q] of a "generalization" record, for `figures.gap_bands`."""
+    """Epochs, log p̂, L[q*] of the own family, and L[q] of a "generalization" record, for `figures.gap_bands`."""
     epochs, points = [], []
     for label in record.select(metric="L_q", split=split)["model"].unique():
         summary = headline(record, split, model=label)["mean"]

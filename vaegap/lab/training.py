@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vaegap.errors import InputError
 from vaegap.models import VAE
+from vaegap.progress import bar
 
 __all__ = ["PAPER_EPOCHS", "Schedule", "TrainResult", "annealing_weight", "learning_rate", "train"]
 
@@ -152,14 +152,12 @@ def train(
     result.resumed_from = epochs.start
     saved = start = time.monotonic()
     before = result.seconds
-    bar = tqdm(
-        epochs, "train", initial=epochs.start, total=schedule.epochs, disable=not progress, mininterval=1, unit="epoch"
-    )
-    for epoch in bar:
+    shown = bar(epochs, desc="train", initial=epochs.start, total=schedule.epochs, show=progress, unit="epoch")
+    for epoch in shown:
         value = _epoch(vae, x, schedule, epoch, optimizer, params, generator, encoder_only)
         result.seconds = before + time.monotonic() - start
         result.history.append({"epoch": epoch + 1, "elbo": value, "seconds": result.seconds})
-        bar.set_postfix(elbo=f"{value:.2f}", refresh=False)
+        shown.set_postfix(elbo=f"{value:.2f}", refresh=False)
         if not math.isfinite(value):
             raise RuntimeError(
                 f"training diverged in epoch {epoch + 1}: the ELBO is {value}. Lower lr ({schedule.lr:g}), or set clip"
