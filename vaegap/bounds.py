@@ -155,13 +155,14 @@ def elbo(
 
 
 def _proposal(vae: Model, x: Tensor, posterior: Posterior | None) -> Posterior:
-    """The encoder's q, or the posterior given, if it belongs to these images: broadcasting would hide that it does not."""
+    """The encoder's q, or the posterior given if it belongs to these images; broadcasting would hide that it does not."""
     if posterior is None:
         return vae.encode(x)
     have, want = (len(posterior), posterior.family.latent_dim), (len(x), vae.latent_dim)
     if have != want:
         raise InputError(
-            f"the posterior is for {have[0]} images and {have[1]} latents; there are {want[0]} images and {want[1]} latents"
+            f"the posterior is for {have[0]} images and {have[1]} latents, but there are {want[0]} images and "
+            f"{want[1]} latents"
         )
     return posterior
 
