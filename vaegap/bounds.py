@@ -155,7 +155,7 @@ def elbo(
 
 
 def _proposal(vae: Model, x: Tensor, posterior: Posterior | None) -> Posterior:
-    """The encoder's q, or the posterior given if it belongs to these images; broadcasting would hide that it does not."""
+    """The encoder's q, or the posterior given if it belongs to these images: broadcasting would hide a mismatch."""
     if posterior is None:
         return vae.encode(x)
     have, want = (len(posterior), posterior.family.latent_dim), (len(x), vae.latent_dim)
