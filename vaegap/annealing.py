@@ -53,8 +53,13 @@ class Sandwich:
 
     @property
     def mcse(self) -> float:
-        """Monte-Carlo standard error of `width`."""
-        return math.hypot(self.lower.mcse, self.upper.mcse)
+        """Monte-Carlo standard error of `width`, from its spread over the simulated images.
+
+        The errors of the bounds would not do: all reverse chains of an image start at its one exact sample, so that
+        `upper.mcse_per_image` is the error given that sample, and too small.
+        """
+        width = (self.upper.per_image - self.lower.per_image).double()
+        return width.std().item() / math.sqrt(len(width)) if len(width) > 1 else math.nan
 
     def __repr__(self) -> str:
         return f"Sandwich(width={self.width:.3f} ± {self.mcse:.3f} nats, {self.lower!r})"
