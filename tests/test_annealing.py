@@ -9,12 +9,11 @@ import torch
 from oracles import assert_mean, best_member
 from torch import Tensor
 
-from vaegap import Bound, InputError, ais, bdmc, wrap
+from vaegap import VAE, Bound, InputError, ais, bdmc, wrap
 from vaegap.annealing import temperatures
 from vaegap.bases import make_base
 from vaegap.decomposition import log_evidence
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
-from vaegap.models import Model
 from vaegap.posteriors import Gaussian, Posterior, make_family
 
 
@@ -177,23 +176,23 @@ def test_prior_and_posterior_agree() -> None:
         assert abs(bound.mean - vae.log_evidence(x).mean().item()) < 4 * bound.mcse + widths
 
 
-def two_modes() -> tuple[Model, Tensor, Tensor, Posterior]:
-    """z1^2 - z1/2 = x1 has two solutions; q sits on the one with less mass, and is narrow."""
-
-    def decode(z: Tensor) -> Tensor:
-        return torch.stack([z[:, 0] ** 2 - 0.5 * z[:, 0], z[:, 1]], -1)
-
-    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        root = 0.25 + (x[:, 0] + 0.0625).clamp_min(0).sqrt()
-        logvar = torch.tensor([0.05, 0.2]).log().mul(2).expand(len(x), 2)
-        return torch.stack([root, 0.96 * x[:, 1]], -1), logvar
-
-    vae = wrap(encode, decode, 2, likelihood="gaussian", scale=0.2)
-    x = torch.tensor([[4.0, 0.5], [4.0, -1.0]])
-    one, two = torch.linspace(-5, 5, 1001).double(), torch.linspace(-4, 4, 161).double()
+def two_modes() -> tuple[VAE, Tensor, Tensor, Posterior]:
+    """x1 = z1 for z1 > 0 and -2 z1 below, so x1 = 2 has two solutions; q sits on the one with less mass."""
+    vae = VAE(2, 2, encoder_hidden=(), decoder_hidden=(4,), activation="relu", likelihood="gaussian", seed=0)
+    vae.likelihood.scale = 0.2  # type: ignore[attr-defined]
+    first, _, last = vae.decoder
+    linear = vae.head.linear
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.zero_()
+        first.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        last.weight.copy_(torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]]))
+        linear.bias.copy_(torch.tensor([1.92, 0.48, 2 * math.log(0.19), 2 * math.log(0.19)]))
+    x = torch.tensor([[2.0, 0.5], [2.0, 0.5]])
+    one, two = torch.linspace(-6, 6, 601), torch.linspace(-4, 4, 201)
     points = torch.cartesian_prod(one, two).unsqueeze(1)
-    log_p = vae.log_joint(x.double(), points.expand(-1, 2, -1)).logsumexp(0) + math.log(0.01 * 0.05)
-    return vae, x, log_p, vae.encode(x)
+    log_p = vae.log_joint(x, points.expand(-1, 2, -1)).double().logsumexp(0) + math.log(0.02 * 0.04)
+    return vae, x, log_p.detach(), vae.encode(x).detach()
 
 
 def test_a_missed_mode_is_flagged() -> None:
