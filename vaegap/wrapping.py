@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +41,10 @@ class WrappedVAE(Model):
             be read as a log-variance.
     """
 
+    fixed: tuple[nn.Module, ...]
+    encode_function: Callable[[Tensor], Any]
+    decode_function: Callable[[Tensor], Any]
+
     def __init__(
         self,
         encode: Callable[[Tensor], Any],
@@ -54,9 +58,11 @@ class WrappedVAE(Model):
         modules: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__()
-        # modules are registered, so that parameters(), eval() and to() reach them; functions are only called
-        self.encode_function, self.decode_function = encode, decode
-        self.registered = nn.ModuleList(modules)
+        # modules are registered, so that parameters(), eval() and to() reach them; exported programs refuse eval()
+        behind = list(modules)
+        self.registered = nn.ModuleList(m for m in behind if "train" not in vars(m))
+        self.__dict__["fixed"] = tuple(m for m in behind if "train" in vars(m))
+        self.__dict__["encode_function"], self.__dict__["decode_function"] = encode, decode
         self.latent_dim, self.likelihood, self.prior = latent_dim, likelihood, prior
         self.data_shape = None if data_shape is None else tuple(data_shape)
         self.encoder_scale, self.probabilities = encoder_scale, probabilities
@@ -65,8 +71,12 @@ class WrappedVAE(Model):
     @property
     def module_dtype(self) -> torch.dtype:
         """Precision of the wrapped module's weights, in which it is called."""
-        tensors = (t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
-        return next(tensors, torch.get_default_dtype())
+        return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.get_default_dtype())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for module in (self, *self.fixed):
+            yield from module.parameters()
+            yield from module.buffers()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,7 +85,7 @@ class WrappedVAE(Model):
 
     @property
     def device(self) -> torch.device:
-        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        return next((t.device for t in self._tensors()), torch.device("cpu"))
 
     def encode(self, x: Tensor) -> Posterior:
         shaped = x if self.data_shape is None else x.reshape(len(x), *self.data_shape)

@@ -1,0 +1,259 @@
+"""Audit anybody's VAE: how many nats it loses, to its encoder or to its posterior family, and what would help."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vaegap import __version__
+from vaegap.adapters import as_model
+from vaegap.advice import advise
+from vaegap.annealing import bdmc
+from vaegap.audited import Audit, Certificate, Part, Picture, Refinement
+from vaegap.bounds import evaluating, iwae
+from vaegap.decomposition import Gaps, bootstrap_interval, gaps
+from vaegap.doubts import doubts
+from vaegap.errors import InputError
+from vaegap.intake import Finding, as_images, examine, scale_readings
+from vaegap.local import Recipe, optimize_local
+from vaegap.models import Model
+from vaegap.posteriors import Posterior
+
+__all__ = ["Audit", "audit"]
+
+_LADDER = (20, 40, 80, 160)  # temperatures of AIS, tried until the sandwich is narrow enough
+_CHAINS = 16
+_REFINE = Recipe(20, 4, 0.05, 0.99, rounds=1)
+
+
+def audit(
+    vae: Any,
+    x: Any,
+    heldout: Any = None,
+    *,
+    families: tuple[str, ...] = ("gaussian", "full_gaussian"),
+    num_images: int = 100,
+    certify: int = 100,
+    target_width: float = 0.1,
+    check_modes: bool = True,
+    num_samples: int = 500,
+    force_dtype: torch.dtype | None = None,
+    shape: tuple[int, int, int] | None = None,
+    worst: int = 6,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> Audit:
+    """How many nats a VAE loses, to its encoder or to its posterior family, and what would help.
+
+    The model is evaluated with batch norm and dropout in evaluation mode, and left as it came.
+
+    Args:
+        vae: a `VAE`, something from `wrap`, a pythae model, a module with methods encode and decode, or a pair of
+            callables (encoder, decoder).
+        x: images that it was trained on (N, D) or (N, C, H, W), tensor or array; or any images, if `heldout` is None.
+        heldout: images that it was not trained on.
+        families: posterior families to optimise; the encoder's own is always among them.
+        num_images: audited per set, drawn at random where there are more.
+        certify: images to simulate for the BDMC width; 0 for none.
+        target_width: nats; temperatures are doubled until the width is below, at most three times.
+        check_modes: look for posterior modes that q* missed.
+        num_samples: behind each bound.
+        force_dtype: precision of the decoder's gradients, e.g. torch.bfloat16.
+        shape: (channels, height, width) of the pictures; None guesses.
+        worst: images with the largest gaps to show.
+        seed: of everything random.
+        progress: show bars on stderr.
+        **options: of `wrap`, for a `vae` that is wrapped here: likelihood="gaussian", data_shape=(3, 32, 32), ...
+
+    Returns:
+        an `Audit`: prints as a table; `.to_html(path)`, `.to_json(path)`, `.summary`, `.advice`, `.findings`.
+
+    Raises:
+        InputError: the model or the images cannot be audited; the message names the cure.
+
+    Source: Cremer et al. 2018; BDMC: Grosse et al. 2015.
+
+    Example:
+        >>> from vaegap.exact import linear_gaussian_vae
+        >>> vae = linear_gaussian_vae()
+        >>> report = audit(vae, vae.simulate(20, seed=1), certify=20, check_modes=False)
+        >>> exact = vae.exact_gaps(vae.simulate(20, seed=1)).amortization.mean().item()
+        >>> bool(abs(report.parts["images"].summary.loc["amortization_gaussian", "mean"] - exact) < 0.05)
+        True
+    """
+    begin = time.monotonic()
+    if num_images < 2:
+        raise InputError(f"num_images={num_images}: intervals over images need at least 2")
+    first = as_images(x)
+    sets = {"images": first} if heldout is None else {"training": first, "held-out": as_images(heldout, "heldout")}
+    model = as_model(vae, first[:1], **options)
+    chosen, findings = _choose(model, sets, num_images, seed)
+    steps, certificate = _certify(model, certify, target_width, force_dtype, seed, progress)
+    parts: dict[str, Part] = {}
+    for name, (images, index) in chosen.items():
+        result = gaps(
+            model,
+            images,
+            families,
+            num_samples,
+            num_temperatures=steps,
+            certify=0,
+            check_modes=check_modes,
+            force_dtype=force_dtype,
+            seed=seed,
+            progress=progress,
+        )
+        parts[name] = _part(model, images, index, result, worst, seed)
+        if name != "held-out":
+            best = result.fits["gaussian"].bound.mean if "gaussian" in result.fits else result.evidence.bound.mean
+            findings = scale_readings(model, images, best, seed) + findings
+    findings += doubts(parts, certificate, target_width, check_modes and model.prior is None)
+    settings = {"families": list(families), "num_images": num_images, "num_samples": num_samples, "seed": seed,
+                "num_temperatures": steps, "check_modes": check_modes, "seconds": round(time.monotonic() - begin, 1),
+                "vaegap": __version__, "torch": str(torch.__version__)}  # fmt: skip
+    about = _describe(vae, model, first.shape[1])
+    pictures = shape or _picture_shape(first.shape[1], _natural_shape(x), getattr(model, "data_shape", None))
+    return Audit(parts, result.family, certificate, findings, advise(parts, result.family), about, settings, pictures)
+
+
+def _choose(
+    model: Model, sets: dict[str, Tensor], num_images: int, seed: int
+) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Finding]]:
+    """Images to audit with their numbers, and what is odd about them and the model."""
+    chosen: dict[str, tuple[Tensor, Tensor]] = {}
+    findings: list[Finding] = []
+    for name, images in sets.items():
+        index = _pick(len(images), num_images, seed)
+        chosen[name] = (images[index], index)
+        for found in examine(model, images[index]):
+            if found.kind not in {f.kind for f in findings}:
+                findings.append(found)
+    return chosen, findings
+
+
+def _describe(vae: Any, model: Model, pixels: int) -> dict[str, Any]:
+    """What the report says about the model."""
+    inner = getattr(model, "wrapped", model)
+    names = [type(m).__name__ for m in getattr(inner, "registered", ())]
+    return {
+        "name": type(vae).__name__ if not names or type(vae).__name__ in names else " + ".join(names[:3]),
+        "latent_dim": model.latent_dim,
+        "pixels": pixels,
+        "likelihood": model.likelihood.name,
+        "prior": "N(0, I)" if model.prior is None else str(model.prior),
+        "parameters": sum(p.numel() for p in inner.parameters()),
+        "dtype": str(getattr(inner, "module_dtype", inner.dtype)).removeprefix("torch."),
+        "device": str(model.device),
+    }
+
+
+def _pick(available: int, wanted: int, seed: int) -> Tensor:
+    """Numbers of the images to audit, in ascending order."""
+    if available <= wanted:
+        return torch.arange(available)
+    return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
+
+
+def _certify(
+    model: Model, num: int, target: float, force_dtype: torch.dtype | None, seed: int, progress: bool
+) -> tuple[int, Certificate | None]:
+    """Temperatures that make the sandwich narrow enough, and the sandwich's width."""
+    if num == 0:
+        return _LADDER[0], None
+    fitted: dict[int, Posterior] = {}
+
+    def fit(images: Tensor) -> Posterior:  # the simulated images are the same for every number of temperatures
+        if len(images) not in fitted:
+            fitted[len(images)] = optimize_local(
+                model, images, "full_gaussian", num_eval=2, force_dtype=force_dtype, seed=seed + 3
+            ).posterior
+        return fitted[len(images)]
+
+    for steps in tqdm(_LADDER, desc="certificate", disable=not progress, leave=False):
+        sandwich = bdmc(model, num, _CHAINS, steps, fit, force_dtype=force_dtype, seed=seed + 4, progress=progress)
+        if sandwich.width <= target:
+            break
+    return steps, Certificate(sandwich.width, sandwich.mcse, num, steps, _CHAINS)
+
+
+def _part(model: Model, images: Tensor, index: Tensor, result: Gaps, worst: int, seed: int) -> Part:
+    numbers = index.tolist()
+    table, errors = result.table.copy(), result.errors.copy()
+    table.index = errors.index = _index(numbers)
+    images = model.check(images)
+    plain = iwae(model, images, 1000, seed=seed + 21)
+    with evaluating(model):
+        q = model.encode(images)
+        mean = q.mean
+        activity = mean.double().var(0) if len(mean) > 1 else torch.zeros(model.latent_dim)
+        order = result.table["inference"].sort_values(ascending=False).index[:worst].tolist()
+        pictures = [_picture(model, images[i], mean[i], numbers[i]) for i in order]
+    weighted = result.evidence.iwae
+    return Part(
+        table,
+        errors,
+        _list(weighted.khat),
+        _list(plain.khat),
+        plain.mean,
+        _list(activity),
+        {numbers[i]: v for i, v in result.evidence.missed.items()},
+        {numbers[i]: v for i, v in (result.evidence.ais.flagged or {}).items()},
+        pictures,
+        _refine(model, images, result, seed),
+    )
+
+
+def _index(numbers: list[int]) -> Any:
+    import pandas as pd
+
+    return pd.Index(numbers, name="image")
+
+
+def _list(values: Tensor | None) -> list[float]:
+    return [] if values is None else [float(v) for v in values.double().cpu()]
+
+
+def _picture(model: Model, image: Tensor, z: Tensor, number: int) -> Picture:
+    out = model.decode(z.to(model.dtype)[None, None])
+    try:
+        shown = out.mean
+    except NotImplementedError:  # a distribution without a mean
+        shown = out.sample()
+    flat = shown.double().reshape(-1).cpu()
+    if len(flat) != len(image):
+        flat = image.double().cpu()
+    return Picture(number, [round(v, 4) for v in image.tolist()], [round(v, 4) for v in flat.tolist()])
+
+
+def _refine(model: Model, images: Tensor, result: Gaps, seed: int) -> Refinement | None:
+    """Twenty gradient steps on the encoder's q: what anybody could do at test time."""
+    if result.family != "gaussian":
+        return None
+    fit = optimize_local(model, images, "gaussian", num_eval=100, recipe=_REFINE, seed=seed + 31)
+    gain = (fit.bound.per_image.double().cpu() - torch.tensor(result.table["L_q"].to_numpy())).flatten()
+    low, high = bootstrap_interval(gain)
+    return Refinement(_REFINE.steps, gain.mean().item(), low, high)
+
+
+def _natural_shape(x: Any) -> tuple[int, ...]:
+    return tuple(getattr(x, "shape", ()))[1:]
+
+
+def _picture_shape(size: int, *candidates: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of a picture with `size` numbers; one row if nothing fits."""
+    for shape in candidates:
+        if shape is None or len(shape) not in (2, 3) or min(shape[-2:]) == 1:
+            continue
+        channels = shape[0] if len(shape) == 3 else 1
+        if channels * shape[-2] * shape[-1] == size:
+            return (int(channels), int(shape[-2]), int(shape[-1]))
+    for channels in (1, 3):
+        side = round((size / channels) ** 0.5)
+        if side > 3 and channels * side * side == size:
+            return (channels, side, side)
+    return (1, 1, size)

@@ -1,0 +1,53 @@
+"""What makes an audit's own numbers doubtful: wide sandwiches, heavy tails, missed modes, chains that do not move."""
+
+from __future__ import annotations
+
+from vaegap.audited import Certificate, Part
+from vaegap.intake import Finding
+
+__all__ = ["doubts"]
+
+
+def doubts(parts: dict[str, Part], certificate: Certificate | None, target: float, modes: bool) -> list[Finding]:
+    """What makes an audit's own numbers doubtful.
+
+    Args:
+        parts: audited images by name.
+        certificate: of log p̂.
+        target: the width that was asked for (nats).
+        modes: whether missed modes were looked for.
+    """
+    found = []
+    if certificate is not None and certificate.width > target:
+        found.append(
+            Finding("sandwich", f"the BDMC width is {certificate.width:.2f} nats at {certificate.num_temperatures} "
+                    "temperatures: log p̂ and the approximation gap may be too small by about that much",
+                    "call vaegap.ais with more temperatures, or read the gaps as lower bounds")
+        )  # fmt: skip
+    for name, part in parts.items():
+        bad = [i for i, k in zip(part.table.index, part.khat, strict=False) if k > 0.7]
+        if bad:
+            found.append(
+                Finding("khat", f"k̂ is above 0.7 for {len(bad)} of {len(part.table)} {name} images with q* as proposal "
+                        f"(first: image {bad[0]}): importance sampling is unreliable there",
+                        "log p̂ is the larger of AIS and importance sampling, and rests on AIS there", "note")
+            )  # fmt: skip
+        if part.missed:
+            most = max(part.missed.values())
+            found.append(
+                Finding("missed_modes", f"q* missed posterior mass of {len(part.missed)} {name} images (images "
+                        f"{', '.join(map(str, list(part.missed)[:8]))}; up to {most:.1f} nats)",
+                        "their log p̂ and approximation gaps are too small by that much: look at these images")
+            )  # fmt: skip
+        if part.stuck:
+            found.append(
+                Finding("stuck", f"the AIS chains of {len(part.stuck)} {name} images hardly move (first: image "
+                        f"{next(iter(part.stuck))})",
+                        "their log p̂ is a bound of unknown looseness: look at these images")
+            )  # fmt: skip
+    if not modes:
+        found.append(
+            Finding("unchecked_modes", "missed modes were not looked for", "check_modes=True does, for a N(0, I) prior",
+                    "note")
+        )  # fmt: skip
+    return found
