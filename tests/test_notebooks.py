@@ -78,7 +78,7 @@ def test_parameters_are_checked_first(path: Path):
     assert "parameters.check(" in code[1].source and "globals()" in code[1].source
 
 
-@pytest.mark.parametrize("name", ["quickstart", "posterior_2d"])  # nbval runs all of them, in their own folder
+@pytest.mark.parametrize("name", ["quickstart", "posterior_2d"])  # the others: make test-all
 def test_runs_in_the_quick_profile_from_elsewhere(name: str, elsewhere: Path):
     notebook = run(name, elsewhere, profile="quick")
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
