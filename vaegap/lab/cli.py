@@ -159,12 +159,12 @@ def _run_grid(target: Path, profile: str, parallel: int, only: list[str], refres
         unknown = [name for name in only if name not in {j.entry for j in jobs} | {j.id for j in jobs}]
         if unknown:
             raise GridError(f"{target}: no entry or job {', '.join(unknown)} under the profile {profile}")
-        jobs = [job for job in jobs if job.entry in only or job.id in only]
+    chosen = [job for job in jobs if not only or job.entry in only or job.id in only]
     if dry_run:
-        for job in jobs:
+        for job in chosen:
             typer.echo(f"{grid.state(job, None, jobs):8s} {job.id:40s} {job.label}")
         return
-    outcomes = runner.run_jobs(jobs, parallel=parallel, refresh=refresh)
+    outcomes = runner.run_jobs(jobs, parallel=parallel, refresh=refresh, only={job.id for job in chosen})
     counts = Counter(outcome.state for outcome in outcomes)
     if outcomes:
         typer.echo(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
@@ -192,15 +192,19 @@ def status(
     states = {job.id: grid.state(job, results, listed) for job in listed}
     left = grid.seconds_left(listed, states, find_results(results), jobs)
     counts = Counter(states.values())
+    unfinished = {job.id for job in grid.open_jobs(listed, states)}
     if as_json:
-        rows = [{"job": j.id, "entry": j.entry, "state": states[j.id], "run_ids": list(j.run_ids)} for j in listed]
+        rows = [
+            {"job": j.id, "entry": j.entry, "label": j.label, "state": states[j.id], "to_do": j.id in unfinished}
+            | {"run_ids": j.run_ids, "depends": j.depends, "minutes": j.minutes}
+            for j in listed
+        ]
         typer.echo(json.dumps({"jobs": rows, "counts": counts, "seconds_left": left}, indent=1))
         return
     for job in listed:
         typer.echo(f"{states[job.id]:8s} {job.label}{_detail(job, states[job.id], results)}")
     typer.echo(f"{len(listed)} jobs: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
-    open_jobs = sum(grid.to_do(job, states[job.id]) for job in listed)
-    if open_jobs:
+    if unfinished:
         typer.echo(f"time left: about {left / 60:.0f} min" if left is not None else "time left: not known yet")
         typer.echo(f"to go on: vaegap run {os.path.relpath(path)} --profile {profile.value}")
     if counts["stale"] and profile.value != "quick":

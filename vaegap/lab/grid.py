@@ -33,7 +33,7 @@ from vaegap.lab.errors import GridError, RecordError
 from vaegap.lab.files import find_results, scratch_folder
 from vaegap.lab.records import canonical
 
-__all__ = ["Job", "load", "output_of", "seconds_left", "stamp", "state", "to_do"]
+__all__ = ["Job", "load", "open_jobs", "output_of", "seconds_left", "stamp", "state", "to_do"]
 
 _ENTRY = {"notebook", "experiment", "depends", "parameters", "profiles", "title"}
 _PROFILE = {"parameters", "minutes"}
@@ -217,6 +217,18 @@ def to_do(job: Job, current: str) -> bool:
     return current not in ({"done"} if job.profile == "quick" else {"done", "stale"})
 
 
+def open_jobs(jobs: Sequence[Job], states: Mapping[str, str], refresh: bool = False) -> list[Job]:
+    """The jobs that have to run, in order; among them pages that are up to date now, but draw what is computed anew.
+
+    Args:
+        jobs: all jobs.
+        states: of each, by id.
+        refresh: jobs with stale records have to run under any profile.
+    """
+    first = {j.id for j in jobs if to_do(j, states[j.id]) or (refresh and states[j.id] == "stale")}
+    return [j for j in jobs if j.id in first or (not j.run_ids and first.intersection(j.depends))]
+
+
 def stamp(job: Job, jobs: Sequence[Job], results: Path) -> str:
     """What a page that only draws was made from: its notebook, its parameters, and the records before it."""
     before = [run_id for other in jobs if other.id in job.depends for run_id in other.run_ids]
@@ -253,8 +265,9 @@ def seconds_left(jobs: Sequence[Job], states: Mapping[str, str], results: Path, 
     took: dict[str, list[float]] = {}
     for job in jobs:
         if states[job.id] in ("done", "stale") and job.run_ids:
-            found = [runs.find(run_id, results) for run_id in job.run_ids]
-            took.setdefault(job.entry, []).append(sum(r.info.get("wall_seconds", 0.0) for r in found if r))
+            found = [record for run_id in job.run_ids if (record := runs.find(run_id, results)) is not None]
+            if found:
+                took.setdefault(job.entry, []).append(sum(r.info.get("wall_seconds", 0.0) for r in found))
     total = 0.0
     for job in jobs:
         if to_do(job, states[job.id]):

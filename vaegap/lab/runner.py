@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -64,6 +64,7 @@ def run_jobs(
     parallel: int = 1,
     command: Callable[[Job, Path], list[str]] = command_of,
     refresh: bool = False,
+    only: Collection[str] | None = None,
 ) -> list[Outcome]:
     """Run all jobs that are not done, some at a time, each after those it depends on.
 
@@ -76,6 +77,7 @@ def run_jobs(
         parallel: how many at a time; with more than one, each gets one thread.
         command: what runs a job.
         refresh: run jobs with stale records too, under any profile.
+        only: ids of the jobs to run; all where it is not given. What they depend on is then taken as it is.
 
     Returns:
         One outcome for each job that had to run.
@@ -84,19 +86,18 @@ def run_jobs(
         StorageError: the folder of the records cannot be written to.
     """
     folder = find_results(results)
-    states = {job.id: grid.state(job, folder, jobs) for job in jobs}
-    waiting = [j for j in jobs if grid.to_do(j, states[j.id]) or (refresh and states[j.id] == "stale")]
-    waiting += [j for j in jobs if j not in waiting and not j.run_ids and set(j.depends) & {w.id for w in waiting}]
-    _say(
-        f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done already, {len(waiting)} to run, {parallel} at a time"
-    )
+    chosen = [job for job in jobs if only is None or job.id in only]
+    states = {job.id: grid.state(job, results, jobs) for job in chosen}
+    waiting = grid.open_jobs(chosen, states, refresh)
+    number = len(chosen)
+    _say(f"{number - len(waiting)} of {number} jobs are done already, {len(waiting)} to run, {parallel} at a time")
     if not waiting:
         return []
     with storage_errors(folder, "the grid's files"):
         (scratch_folder(folder) / "logs").mkdir(exist_ok=True)
         (folder / "_work" / "notebooks").mkdir(exist_ok=True)
     with _progress(len(waiting)) as bar, _signals() as stopped:
-        return _Loop(jobs, waiting, folder, parallel, command, bar, stopped).run()
+        return _Loop(jobs, waiting, folder, results, parallel, command, bar, stopped).run()
 
 
 class _Loop:
@@ -107,6 +108,7 @@ class _Loop:
         jobs: Sequence[Job],
         waiting: list[Job],
         folder: Path,
+        results: str | os.PathLike[str] | None,
         parallel: int,
         command: Callable[[Job, Path], list[str]],
         bar: Any,
@@ -114,6 +116,7 @@ class _Loop:
     ) -> None:
         self.jobs, self.waiting, self.folder, self.parallel = jobs, waiting, folder, parallel
         self.command, self.bar, self.stopped = command, bar, stopped
+        self.results = results  # as the caller named it: where it did not, a published record counts too
         self.total, self.running, self.outcomes = len(waiting), list[_Running](), list[Outcome]()
         self.reported = time.monotonic()
 
@@ -169,7 +172,7 @@ class _Loop:
         reason = "" if code == 0 else _last_lines(one.log) or f"ended with exit code {code}"
         if code == 0 and not job.run_ids:
             grid.write_stamp(job, self.jobs, self.folder)
-        current = grid.state(job, self.folder, self.jobs)
+        current = grid.state(job, self.results, self.jobs)
         if code == 0 and current not in ("done", "stale"):
             reason = f"the notebook ended without a record of {', '.join(job.run_ids)} (now {current})"
         failures = self.folder / "_failed" / job.id
