@@ -12,15 +12,15 @@ from vaegap.annealing import Sandwich, bdmc
 from vaegap.bounds import Bound, iwae
 from vaegap.lab import checkpoints
 from vaegap.lab.datasets import load_images
-from vaegap.lab.experiments import Context, Experiment, register
-from vaegap.lab.protocols.decompositions import _MODEL, Rows, _force_dtype, model_of
+from vaegap.lab.experiments import Context
+from vaegap.lab.protocols.decompositions import Rows, _force_dtype, model_of
 from vaegap.local import optimize_local
 from vaegap.posteriors import Posterior
 
-__all__ = ["certificates"]
+__all__ = ["compute_certificates"]
 
 
-def _certificates(ctx: Context) -> Rows:
+def compute_certificates(ctx: Context) -> Rows:
     """Widths and costs of several ways to log p(x), on simulated images; IWAE on real ones."""
     p = ctx.params
     vae, _ = model_of(p, ctx.profile, ctx.results)
@@ -94,16 +94,3 @@ def _saved(ctx: Context, name: str, compute: Callable[[], list[float]]) -> list[
     if not path.exists():
         checkpoints.save(path, {"values": torch.tensor(compute(), dtype=torch.float64)}, {})
     return list(checkpoints.load(path)[0]["values"].tolist())
-
-
-certificates = register(
-    Experiment(
-        "certificates",
-        _certificates,
-        {**_MODEL, "num_simulated": 50, "num_images": 50, "prior_temperatures": [100]},
-        {
-            "laptop": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [100, 500, 2000]},
-            "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [500, 2000, 10000]},
-        },
-    )
-)

@@ -19,7 +19,7 @@ from vaegap.annealing import bdmc
 from vaegap.bounds import evaluating
 from vaegap.lab import checkpoints, provenance
 from vaegap.lab.datasets import load_images
-from vaegap.lab.experiments import Context, Experiment, register
+from vaegap.lab.experiments import Context
 from vaegap.lab.records import Record
 from vaegap.lab.zoo import ModelSpec, trained
 from vaegap.local import optimize_local
@@ -175,7 +175,7 @@ def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> int:
         return int((vae.encode(vae.check(x)).mean.var(0) > threshold).sum())
 
 
-def _gap_decomposition(ctx: Context) -> Rows:
+def compute_gaps(ctx: Context) -> Rows:
     p = ctx.params
     vae, meta = model_of(p, ctx.profile, ctx.results)
     checkpoints.save_model(ctx.artifact("model.safetensors"), vae) if p["keep_weights"] else None
@@ -220,7 +220,7 @@ def _word(hidden: list[int]) -> str:
     return "-".join(map(str, hidden)) or "linear"
 
 
-def _verify_gaps(ctx: Context, record: Record) -> Rows:
+def verify_gaps(ctx: Context, record: Record) -> Rows:
     """The bounds of the first images, with other random numbers, from the kept weights."""
     p = record.params
     if p["keep_weights"]:
@@ -250,46 +250,7 @@ def _verify_gaps(ctx: Context, record: Record) -> Rows:
     return rows
 
 
-_MODEL: dict[str, Any] = {
-    "dataset": "mnist-5k",
-    "family": "gaussian",
-    "latent_dim": 50,
-    "encoder": [200, 200],
-    "decoder": [200, 200],
-    "activation": "elu",
-    "architecture": "mlp",
-    "anneal": True,
-    "seed": 0,
-}
-_BIG = {
-    "num_train": 1000,
-    "num_heldout": 500,
-    "certify": 200,
-    "families": ["gaussian", "full_gaussian", "aux_flow"],
-    "check_modes": True,
-}
-
-gap_decomposition = register(
-    Experiment(
-        "gap_decomposition",
-        _gap_decomposition,
-        {
-            **_MODEL,
-            "frozen": False,
-            "families": ["gaussian", "full_gaussian"],
-            "num_train": 50,
-            "num_heldout": 50,
-            "certify": 20,
-            "check_modes": False,
-            "keep_weights": True,
-        },
-        {"laptop": _BIG, "paper": _BIG},
-        verify=_verify_gaps,
-    )
-)
-
-
-def _generalization(ctx: Context) -> Rows:
+def compute_generalization(ctx: Context) -> Rows:
     """Gaps on training and validation images as training goes on (section 5.5)."""
     p = ctx.params
     spec = spec_of(p, ctx.profile)
@@ -314,31 +275,3 @@ def _generalization(ctx: Context) -> Rows:
             measure(epoch, spec.build())
     rows.append({"metric": "epochs", "value": spec.schedule.epochs, "unit": "epochs"})
     return rows
-
-
-generalization = register(
-    Experiment(
-        "generalization",
-        _generalization,
-        {
-            **_MODEL,
-            "latent_dim": 20,
-            "heldout": "test",
-            "families": ["gaussian"],
-            "num_images": 50,
-            "fractions": [0.05, 0.3, 1.0],
-        },
-        {
-            "laptop": {
-                "num_images": 500,
-                "fractions": [0.03, 0.1, 0.3, 0.6, 1.0],
-                "families": ["gaussian", "full_gaussian"],
-            },
-            "paper": {
-                "num_images": 500,
-                "fractions": [0.03, 0.12, 0.5, 0.85, 1.0],
-                "families": ["gaussian", "full_gaussian"],
-            },
-        },
-    )
-)

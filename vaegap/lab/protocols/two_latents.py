@@ -7,19 +7,19 @@ from typing import Any
 from vaegap.exact import Quadrature, quadrature
 from vaegap.lab import checkpoints
 from vaegap.lab.datasets import load_images
-from vaegap.lab.experiments import Context, Experiment, register
+from vaegap.lab.experiments import Context
 from vaegap.lab.protocols.decompositions import Rows, model_of
 from vaegap.lab.records import Record
 from vaegap.local import optimize_local
 from vaegap.models import VAE
 from vaegap.posteriors import Posterior
 
-__all__ = ["load_2d", "posterior_2d"]
+__all__ = ["compute_posterior", "load_2d"]
 
 FAMILIES = ("gaussian", "full_gaussian", "flow")
 
 
-def _posterior_2d(ctx: Context) -> Rows:
+def compute_posterior(ctx: Context) -> Rows:
     """KL to the true posterior of the encoder's q and of each family's q*, by quadrature."""
     p = ctx.params
     vae, _ = model_of(p, ctx.profile, ctx.results)
@@ -85,22 +85,3 @@ def load_2d(record: Record, images: list[int], split: str = "train") -> tuple[VA
     for family in ("gaussian", "flow"):
         posteriors[family] = optimize_local(vae, x, family, seed=p["seed"]).posterior
     return vae, quadrature(vae, x, points=p["points"]), posteriors
-
-
-posterior_2d = register(
-    Experiment(
-        "posterior_2d",
-        _posterior_2d,
-        {
-            "dataset": "mnist-5k",
-            "latent_dim": 2,
-            "encoder": [100],
-            "decoder": [100],
-            "activation": "tanh",
-            "seed": 0,
-            "num_images": 20,
-            "points": 101,
-        },
-        {"laptop": {"num_images": 200, "points": 151}, "paper": {"num_images": 200, "points": 151}},
-    )
-)

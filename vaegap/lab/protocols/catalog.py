@@ -1,0 +1,117 @@
+"""All experiments of the paper: their parameters, and what a profile changes in them.
+
+What they compute stands in the modules beside this one, which are imported when it is computed: to know a run's name
+(`vaegap status`, a grid that is done) takes no PyTorch, and so a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from vaegap.lab.experiments import Experiment, register
+
+__all__ = ["certificates", "gap_decomposition", "generalization", "posterior_2d"]
+
+_MODEL: dict[str, Any] = {
+    "dataset": "mnist-5k",
+    "family": "gaussian",
+    "latent_dim": 50,
+    "encoder": [200, 200],
+    "decoder": [200, 200],
+    "activation": "elu",
+    "architecture": "mlp",
+    "anneal": True,
+    "seed": 0,
+}
+_BIG = {
+    "num_train": 1000,
+    "num_heldout": 500,
+    "certify": 200,
+    "families": ["gaussian", "full_gaussian", "aux_flow"],
+    "check_modes": True,
+}
+
+
+def _later(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module beside this one, imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"vaegap.lab.protocols.{module}"), function)(*arguments)
+
+    return call
+
+
+gap_decomposition = register(
+    Experiment(
+        "gap_decomposition",
+        _later("decompositions", "compute_gaps"),
+        {
+            **_MODEL,
+            "frozen": False,
+            "families": ["gaussian", "full_gaussian"],
+            "num_train": 50,
+            "num_heldout": 50,
+            "certify": 20,
+            "check_modes": False,
+            "keep_weights": True,
+        },
+        {"laptop": _BIG, "paper": _BIG},
+        verify=_later("decompositions", "verify_gaps"),
+    )
+)
+generalization = register(
+    Experiment(
+        "generalization",
+        _later("decompositions", "compute_generalization"),
+        {
+            **_MODEL,
+            "latent_dim": 20,
+            "heldout": "test",
+            "families": ["gaussian"],
+            "num_images": 50,
+            "fractions": [0.05, 0.3, 1.0],
+        },
+        {
+            "laptop": {
+                "num_images": 500,
+                "fractions": [0.03, 0.1, 0.3, 0.6, 1.0],
+                "families": ["gaussian", "full_gaussian"],
+            },
+            "paper": {
+                "num_images": 500,
+                "fractions": [0.03, 0.12, 0.5, 0.85, 1.0],
+                "families": ["gaussian", "full_gaussian"],
+            },
+        },
+    )
+)
+posterior_2d = register(
+    Experiment(
+        "posterior_2d",
+        _later("two_latents", "compute_posterior"),
+        {
+            "dataset": "mnist-5k",
+            "latent_dim": 2,
+            "encoder": [100],
+            "decoder": [100],
+            "activation": "tanh",
+            "seed": 0,
+            "num_images": 20,
+            "points": 101,
+        },
+        {"laptop": {"num_images": 200, "points": 151}, "paper": {"num_images": 200, "points": 151}},
+    )
+)
+certificates = register(
+    Experiment(
+        "certificates",
+        _later("certificates", "compute_certificates"),
+        {**_MODEL, "num_simulated": 50, "num_images": 50, "prior_temperatures": [100]},
+        {
+            "laptop": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [100, 500, 2000]},
+            "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [500, 2000, 10000]},
+        },
+    )
+)
