@@ -22,6 +22,7 @@ from vaegap.hmc import transition
 from vaegap.models import Model
 from vaegap.posteriors import Posterior
 from vaegap.progress import bar
+from vaegap.schedules import even_temperatures, spread, temperatures
 
 __all__ = ["Sandwich", "ais", "bdmc", "temperatures"]
 
@@ -65,27 +66,6 @@ class Sandwich:
         return f"Sandwich(width={self.width:.3f} ± {self.mcse:.3f} nats, {self.lower!r})"
 
 
-def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
-    """Inverse temperatures 0 = β_0 < ... < β_num = 1 (double).
-
-    Args:
-        num: number of increments.
-        schedule: "linear" as in the paper's AIS, or "sigmoid" with δ = 4, which moves slowly near both ends
-            (Wu et al. 2017, appendix).
-
-    Example:
-        >>> temperatures(2, "linear").tolist()
-        [0.0, 0.5, 1.0]
-    """
-    if num < 1 or schedule not in ("linear", "sigmoid"):
-        raise InputError(f"temperatures wants num >= 1 and 'linear' or 'sigmoid'; got {num}, {schedule!r}")
-    t = torch.linspace(0, 1, num + 1, dtype=torch.float64)
-    if schedule == "linear":
-        return t
-    s = torch.sigmoid(8 * t - 4)
-    return (s - s[0]) / (s[-1] - s[0])
-
-
 class _Annealer:
     """The sequence of densities f_t = base^(1−β_t) · p(x, z)^β_t for a chunk of images, and moves on them."""
 
@@ -124,7 +104,7 @@ class _Annealer:
         for done in range(rounds):
             u = self.base.sample(num_chains, self.generator)
             parts: tuple[Tensor, ...] = self.energy(u)
-            self.spread = [_spread(parts)]
+            self.spread = [spread(parts)]
             offset: Tensor | float = 0.0  # a correction carries over to the next temperature, so a wrong start heals
             for t in range(1, len(self.betas) - 1):
                 before = log_steps[t - 1].clone()
@@ -132,7 +112,7 @@ class _Annealer:
                 error = (accept.mean(0) - _TARGET_ACCEPT).unsqueeze(-1)
                 log_steps[t - 1] = (before + offset + (1.0 if done == 0 else 0.4) * error).clamp(max=most)
                 offset = log_steps[t - 1] - before
-                self.spread.append(_spread(parts))
+                self.spread.append(spread(parts))
         self.steps = list(log_steps.exp())
 
     def forward(self, num_chains: int, tick: Callable[[], object]) -> tuple[Tensor, Tensor]:
@@ -163,27 +143,6 @@ class _Annealer:
                 accepted, moves = accepted + accept.mean(0), moves + 1
             tick()
         return log_w, accepted / max(moves, 1)
-
-
-def _spread(parts: tuple[Tensor, ...]) -> float:
-    """Root mean square over images of the chains' standard deviation of the weight per unit of β."""
-    return float((parts[1] - parts[0]).double().var(0).mean().sqrt())
-
-
-def _even(betas: Tensor, spread: list[float], num: int) -> Tensor:
-    """Temperatures at which every increment of the log-weight has about the same standard deviation.
-
-    Equal steps of ∫ sd(β) dβ, the thermodynamic length (Gelman & Meng 1998, section 4); the spread at β = 1 is taken to
-    be that of the last temperature below it.
-    """
-    height = torch.tensor([*spread, spread[-1]], dtype=torch.float64)
-    length = torch.cat([torch.zeros(1, dtype=torch.float64), ((height[1:] + height[:-1]) / 2 * betas.diff()).cumsum(0)])
-    wanted = torch.linspace(0, float(length[-1]), num + 1, dtype=torch.float64)
-    at = torch.searchsorted(length, wanted).clamp(1, len(betas) - 1)
-    share = (wanted - length[at - 1]) / (length[at] - length[at - 1]).clamp_min(1e-12)
-    out = betas[at - 1] + share * (betas[at] - betas[at - 1])
-    out[0], out[-1] = 0.0, 1.0
-    return out
 
 
 def ais(
@@ -328,7 +287,7 @@ def _annealer(
     annealer = _Annealer(LogJoint(vae, x, force_dtype), make_base(vae, x, chosen), betas, num_leapfrog, generator)
     annealer.tune(num_chains=4, rounds=2)
     if schedule == "adaptive" and num > 2:  # the pilot's spreads place the temperatures; then the steps are tuned anew
-        annealer.betas = _even(betas, annealer.spread, num).tolist()
+        annealer.betas = even_temperatures(betas, annealer.spread, num).tolist()
         annealer.tune(num_chains=4, rounds=2)
     return annealer
 

@@ -8,7 +8,7 @@ chosen on one set of samples and reported on another, so that L[q*] ≥ L[start]
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaegap.bounds import Bound, elbo, evaluating, join_bounds, make_generator
+from vaegap.ascent import ascend
+from vaegap.bounds import Bound, elbo, elbo_unchecked, evaluating, join_bounds, make_generator
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
 from vaegap.models import Model
-from vaegap.posteriors import AuxFlow, Family, FullGaussian, Gaussian, Posterior, make_family
+from vaegap.posteriors import Family, Posterior, make_family
 from vaegap.posteriors.either import either
+from vaegap.posteriors.lifting import lift, same_form
 from vaegap.progress import bar
 
 __all__ = ["RECIPES", "LocalFit", "Recipe", "lift", "optimize_local"]
@@ -149,6 +151,8 @@ def optimize_local(
         return _published(vae, x, target, num_eval, **options)
     with evaluating(vae):
         encoder = vae.encode(x).detach()
+    if start is not None and len(start) != len(x):
+        raise InputError(f"the start is for {len(start)} images, but there are {len(x)}")
     if start is None and plan.start:
         start = optimize_local(vae, x, plan.start, num_eval=2, **options).posterior
     fit = _climb(vae, x, start if start is not None else encoder, target, plan, num_eval, **options)
@@ -157,74 +161,6 @@ def optimize_local(
         other = _climb(vae, x, encoder, encoder.family, own, num_eval, **options)
         fit = _better(vae, x, fit, other, num_eval, seed)
     return fit
-
-
-def lift(posterior: Posterior, family: Family) -> Posterior:
-    """The member of `family` that equals, or has the moments of, a posterior of a poorer family.
-
-    Raises:
-        InputError: a full covariance or a flow as a start for a family that cannot hold it.
-    """
-    own = posterior.family
-    if type(own) is type(family) and own.options == family.options:
-        return posterior
-    if isinstance(own, FullGaussian) and isinstance(family, AuxFlow):
-        return Posterior(family, family.from_full_gaussian(**posterior.params))
-    if isinstance(own, FullGaussian) and not isinstance(family, Gaussian):
-        raise InputError(f"a full-covariance Gaussian is not a member of {family.name!r}: start from 'gaussian'")
-    if isinstance(own, Gaussian):
-        return family.posterior(posterior.params["mean"], posterior.params["logvar"])
-    mean, stddev = posterior.moments()
-    return family.posterior(mean, 2 * stddev.log())
-
-
-class _Potential(torch.autograd.Function):
-    """Σ log p(x, z) as a function of z whose value is not needed: only its gradient is computed."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, joint: LogJoint) -> Tensor:
-        ctx.grad = joint.grad(z.detach())
-        return z.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.grad * grad, None
-
-
-def _ascend(
-    joint: LogJoint,
-    q: Posterior,
-    steps: int,
-    samples: int,
-    lr: float,
-    beta2: float,
-    generator: torch.Generator,
-    frozen: Collection[str] = (),
-    path: bool = True,
-) -> Iterator[Posterior]:
-    """Adam on every tensor of q that is not frozen; yields the posterior, changed in place, after each step."""
-    factors = q.family.learning_rates()
-    params: dict[str, Tensor] = {k: v.detach().clone() for k, v in q.params.items()}
-    groups = []
-    for name, value in params.items():
-        if name not in frozen:
-            value.requires_grad_(True)
-            factor = next((f for prefix, f in factors.items() if name.startswith(prefix)), 1.0)
-            groups.append({"params": [value], "factor": factor})
-    optimizer = torch.optim.Adam(groups, lr=lr, betas=(0.9, beta2), fused=joint.x.device.type in ("cpu", "cuda"))
-    now = Posterior(q.family, params)
-    for step in range(steps):
-        scale = 1.0
-        if path:  # a short warm-up, then a cosine down to 1 %; the published procedure has neither
-            scale = min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * scale * group["factor"]
-        z, log_q = now.rsample_and_log_prob(samples, path=path, antithetic=path, generator=generator)
-        loss = (log_q.sum() - _Potential.apply(z, joint)) / samples
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        yield now
 
 
 def _climb(
@@ -249,7 +185,7 @@ def _climb(
     workers = min(torch.get_num_threads(), len(pieces)) if x.device.type == "cpu" and plan.chunk < 500 else 1
     merged: dict[str, Tensor] = {}
     reports: list[tuple[Bound, Bound, Tensor]] = [None] * len(pieces)  # type: ignore[list-item]
-    own = start.family is family
+    own = same_form(start.family, family)
     frozen = {k for k, v in start.params.items() if v.shape[0] == 1 < count} if own else set()
     guard = Lock()
     progressed = bar(total=count, desc=f"q* {family.name}", show=progress)
@@ -271,6 +207,7 @@ def _climb(
                 merged[name][index] = value
         progressed.update(len(index))
 
+    elbo(vae, x, 2, start, seed=seed)  # a start that overflows is reported with the images' own indices, not a chunk's
     with evaluating(vae), progressed:
         if workers > 1:  # many small products: one thread a chunk beats two threads on each product
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -303,11 +240,11 @@ def _climb_chunk(
         begin = _pick(best, active, frozen)
         with torch.enable_grad():
             lr = plan.lr * 0.5**done
-            *_, end = _ascend(joint.subset(active), begin, num, plan.samples, lr, plan.beta2, generator, frozen)
+            *_, end = ascend(joint.subset(active), begin, num, plan.samples, lr, plan.beta2, generator, frozen)
         steps[active.cpu()] += num
         end = end.detach()
-        new = elbo(vae, x[active], 200, end, seed=seed + done + 1)
-        gain = new.per_image - level.per_image[active]
+        new = elbo_unchecked(vae, x[active], 200, end, seed=seed + done + 1)
+        gain = (new.per_image - level.per_image[active]).nan_to_num(-math.inf)  # what diverged has lost
         won = (gain > 0).nonzero().flatten()
         best = _replace(best, active[won], _pick(end, won, frozen), frozen)
         values, errors = level.per_image.clone(), level.mcse_per_image.clone()
@@ -354,7 +291,7 @@ def _published(
     progressed = bar(desc=f"published q* {family.name}", show=progress)
     with evaluating(vae), torch.enable_grad():
         joint = LogJoint(vae, x, force_dtype)
-        for now in _ascend(joint, start, 10**6, 100, 1e-3, 0.999, generator, (), path=False):
+        for now in ascend(joint, start, 10**6, 100, 1e-3, 0.999, generator, (), path=False):
             steps += 1
             progressed.update()
             if steps % 100 == 0:
