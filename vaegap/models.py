@@ -68,7 +68,11 @@ class Model(nn.Module):
         """Latents from the prior (num, d)."""
         if self.prior is None:
             return torch.randn(num, self.latent_dim, generator=generator, dtype=self.dtype, device=self.device)
-        return self.prior.sample(torch.Size([num]))
+        # torch.distributions draw from the global state: borrow it, and give it back
+        with torch.random.fork_rng(enabled=generator is not None):
+            if generator is not None:
+                torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+            return self.prior.sample(torch.Size([num]))
 
     def check(self, x: Tensor) -> Tensor:
         """Return x in the model's precision and place.
@@ -228,3 +232,12 @@ def _conv_decoder(latent_dim: int, channels: Sequence[int], outputs: int) -> nn.
         nn.ConvTranspose2d(third, outputs, 4, 2),
         nn.Flatten(),
     )
+
+
+def __getattr__(name: str) -> Any:
+    """`wrap` lives in vaegap.wrapping, which needs this module; its old address stays good."""
+    if name in ("WrappedVAE", "wrap"):
+        from vaegap import wrapping
+
+        return getattr(wrapping, name)
+    raise AttributeError(f"module 'vaegap.models' has no attribute {name!r}")
