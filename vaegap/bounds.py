@@ -14,7 +14,7 @@ from vaegap.errors import InputError
 from vaegap.models import Model
 from vaegap.posteriors import Posterior
 
-__all__ = ["Bound", "elbo", "evaluating", "image_chunks", "iwae", "join_bounds", "make_generator"]
+__all__ = ["Bound", "elbo", "elbo_unchecked", "evaluating", "image_chunks", "iwae", "join_bounds", "make_generator"]
 
 _CHUNK_FLOATS = 2**24  # numbers of the widest tensor of a chunk: 64 MB in float32, so memory stays far below 3 GB
 
@@ -136,7 +136,13 @@ def elbo(
     """
     if num_samples < 2:
         raise InputError(f"num_samples={num_samples}: an error bar needs at least 2")
-    x = vae.check(x)
+    return _finite(elbo_unchecked(vae, vae.check(x), num_samples, posterior, seed), "the ELBO")
+
+
+def elbo_unchecked(
+    vae: Model, x: Tensor, num_samples: int, posterior: Posterior | None = None, seed: int | None = None
+) -> Bound:
+    """`elbo` for images that were checked before; values that are not finite stay in it."""
     generator = make_generator(vae, seed)
     means, errors = [], []
     with evaluating(vae):
@@ -151,7 +157,7 @@ def elbo(
                 log_w = _control(log_w, log_q - log_prior - kl)
             means.append(log_w.double().mean(0))
             errors.append(log_w.double().std(0) / math.sqrt(num_samples))
-    return _finite(Bound(torch.cat(means), torch.cat(errors), "lower", num_samples), "the ELBO")
+    return Bound(torch.cat(means), torch.cat(errors), "lower", num_samples)
 
 
 def _proposal(vae: Model, x: Tensor, posterior: Posterior | None) -> Posterior:
