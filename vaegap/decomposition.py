@@ -122,9 +122,10 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, seed: int = 0) -> tu
     """
     values = values.double().flatten()
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [values[torch.randint(len(values), (len(values),), generator=generator)].mean() for _ in range(_RESAMPLES)]
-    )
+    count = len(values)
+    block = max(1, 2**21 // count)  # resamples at once
+    sizes = [min(block, _RESAMPLES - i) for i in range(0, _RESAMPLES, block)]
+    means = torch.cat([values[torch.randint(count, (n, count), generator=generator)].mean(1) for n in sizes])
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
 
