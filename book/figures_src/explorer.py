@@ -13,7 +13,7 @@ from matplotlib.patches import Ellipse
 sys.path.append(str(ROOT / "workflow"))
 from export_explorer import read  # noqa: E402
 
-CHOSEN = (8, 14, 19, 11)  # two typical digits, two difficult ones
+CHOSEN = (8, 14, 9, 19)  # two typical digits, two difficult ones
 HALF = {50: 1.1774, 95: 2.4477}  # radii, in standard deviations, of the ellipses that hold so many per cent
 
 
@@ -30,7 +30,7 @@ def draw() -> Figure:
     """One column a digit: the digit, its plane, its bar."""
     vae, images, data = read()
     ref = {name: np.asarray(value) for name, value in data["reference"].items()}
-    fig, axes = plt.subplots(3, 4, figsize=(6.4, 4.4), height_ratios=(1, 2.2, 0.6))
+    fig, axes = plt.subplots(3, 4, figsize=(6.4, 3.9), height_ratios=(1, 1.35, 0.4))
     widest = max(ref["log_p"][i] - ref["elbo"][i] for i in CHOSEN)
     for (picture, plane, bar), i in zip(axes.T, CHOSEN, strict=True):
         picture.imshow(images[i].view(28, 28), cmap="gray_r")
@@ -49,7 +49,7 @@ def draw() -> Figure:
                 width, height = 2 * radius * ref[sd][i]
                 plane.add_patch(Ellipse(ref[mean][i], width, height, fill=False, ec=color, ls=style, lw=1.9))
         plane.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", xlabel="$z_1$")
-        plane.locator_params(nbins=3)
+        plane.locator_params(nbins=3, steps=[1, 2, 5, 10])
         approximation = ref["log_p"][i] - ref["best"][i]
         amortization = ref["best"][i] - ref["elbo"][i]
         bar.barh(0, approximation, color=APPROX, hatch="///", edgecolor="white", lw=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common import OUT, save
 
-NAMES = ("elbo", "decomposition", "importance", "annealing", "path_gradient", "flows", "oracles")
+NAMES = ("elbo", "decomposition", "importance", "annealing", "path_gradient", "flows", "oracles", "explorer")
 
 
 def main() -> None:

@@ -154,6 +154,20 @@ var VaegapCore = (function factory() {
     return { joint: joint, top: top, logp: top + Math.log(sum * cell), mean: mean, sd: sd, edge: edge / sum };
   }
 
+  /* The share of the posterior that lies within four standard deviations of q: little of it, and there is another mode. */
+  function share(joint, post, q) {
+    var inside = 0, all = 0, n = 0;
+    for (var i = 0; i < SIDE; i++) {
+      for (var j = 0; j < SIDE; j++, n++) {
+        if (joint[n] < post.top - 20) continue;
+        var a = (coordinate(i) - q.mean[0]) / Math.exp(q.logsd[0]), b = (coordinate(j) - q.mean[1]) / Math.exp(q.logsd[1]), w = Math.exp(joint[n] - post.top);
+        all += w;
+        if (a * a + b * b < 16) inside += w;
+      }
+    }
+    return inside / all;
+  }
+
   /* log p(x, z) between the table's points: Catmull-Rom, for the picture only. */
   function interpolate(joint, z1, z2) {
     var u = (z1 + RADIUS) * (SIDE - 1) / (2 * RADIUS), v = (z2 + RADIUS) * (SIDE - 1) / (2 * RADIUS);
@@ -280,7 +294,7 @@ var VaegapCore = (function factory() {
 
   return {
     SIDE: SIDE, RADIUS: RADIUS, factory: factory, model: model, bits: bits, project: project, encode: encode, decode: decode,
-    tabulate: tabulate, emptyTable: emptyTable, addRows: addRows, posterior: posterior, interpolate: interpolate,
+    tabulate: tabulate, emptyTable: emptyTable, addRows: addRows, posterior: posterior, interpolate: interpolate, share: share,
     elbo: elbo, ascend: ascend, gaussHermite: gaussHermite
   };
 })();

@@ -1,7 +1,7 @@
 /* The posterior explorer's page: pictures, buttons and numbers around core.js. */
 (function () {
   "use strict";
-  var root = document.getElementById("explorer"), data = window.VAEGAP_MODEL, core = window.VaegapCore;
+  var root = document.getElementById("xp-root"), data = window.VAEGAP_MODEL, core = window.VaegapCore;
   if (!root || !data || !core) return;
   var $ = function (id) { return document.getElementById("xp-" + id); };
   var model = core.model(data), digits = core.bits(data.images, model.pixels), table = core.emptyTable(model);
@@ -136,7 +136,7 @@
   /* Widen the close-up when q* leaves it. */
   function reframe() {
     var w = state.window, q = state.star;
-    var inside = [0, 1].every(function (k) { return Math.abs(q.mean[k] - w.c[k]) + 2 * Math.exp(q.logsd[k]) < w.half; });
+    var inside = [0, 1].every(function (k) { return Math.abs(q.mean[k] - w.c[k]) + 2.5 * Math.exp(q.logsd[k]) < w.half; });
     if (inside || state.view === "plane" || w.half >= core.RADIUS) return false;
     frame();
     return true;
@@ -283,28 +283,33 @@
     g.stroke();
   }
 
+  /* An image of 28 x 28 grey values between 0 (paper) and 1 (ink), enlarged without smoothing. */
+  function raster(g, size, ink) {
+    var small = raster.canvas || (raster.canvas = document.createElement("canvas")), context = small.getContext("2d");
+    small.width = small.height = SIDE;
+    var picture = context.createImageData(SIDE, SIDE);
+    for (var j = 0; j < ink.length; j++) {
+      picture.data[4 * j] = picture.data[4 * j + 1] = picture.data[4 * j + 2] = Math.round(255 - 238 * ink[j]);
+      picture.data[4 * j + 3] = 255;
+    }
+    context.putImageData(picture, 0, 0);
+    g.imageSmoothingEnabled = false;
+    g.drawImage(small, 0, 0, size, size);
+  }
+
   function drawPad() {
     var s = sharpen($("pad")), g = s.g, cell = s.size / SIDE;
-    g.fillStyle = "#ffffff";
-    g.fillRect(0, 0, s.size, s.size);
-    g.fillStyle = "#111111";
-    for (var j = 0; j < state.x.length; j++) {
-      if (state.x[j]) g.fillRect((j % SIDE) * cell, Math.floor(j / SIDE) * cell, cell + 0.3, cell + 0.3);
-    }
+    raster(g, s.size, state.x);
     if (document.activeElement === $("pad") && pen.keyboard) {
-      g.strokeStyle = "#d55e00";
+      g.strokeStyle = "#b84a00";
       g.lineWidth = 3;
       g.strokeRect(pen.c * cell, pen.r * cell, cell, cell);
     }
   }
 
   function drawDecoded(z) {
-    var s = sharpen($("decoded")), g = s.g, cell = s.size / SIDE, p = core.decode(model, z);
-    for (var j = 0; j < p.length; j++) {
-      var v = Math.round(255 - 238 * p[j]);
-      g.fillStyle = "rgb(" + v + "," + v + "," + v + ")";
-      g.fillRect((j % SIDE) * cell, Math.floor(j / SIDE) * cell, cell + 0.5, cell + 0.5);
-    }
+    var s = sharpen($("decoded"));
+    raster(s.g, s.size, core.decode(model, z));
   }
 
   /* ---- numbers and bars ----------------------------------------------------------------------------------------- */
@@ -330,8 +335,12 @@
       $(name + "-out").textContent = shown;
       $(name).setAttribute("aria-valuetext", shown);
     });
-    var warning = state.posterior.edge > 1e-4 ? "This posterior reaches the edge of the computed plane: \u200blog p(x) is too low." :
+    var warning = state.posterior.edge > 1e-4 ? "This posterior reaches the edge of the computed plane: log p(x) is too low." :
       v.amortization < -0.001 ? "q* is still worse than the encoder's q: the amortization gap is negative until q* has climbed past it." : "";
+    if (!warning && state.top) {
+      var share = core.share(joint, state.posterior, state.star);
+      if (share < 0.5) warning = "q* sits on the smaller hill: only " + Math.round(100 * share) + " % of the posterior is near it. Drag it onto another hill and optimise again.";
+    }
     if ($("warning").textContent !== warning) $("warning").textContent = warning;
   }
 
@@ -372,12 +381,7 @@
     digits.forEach(function (x, index) {
       var button = document.createElement("button"), canvas = document.createElement("canvas"), g = canvas.getContext("2d");
       canvas.width = canvas.height = SIDE;
-      var picture = g.createImageData(SIDE, SIDE);
-      for (var j = 0; j < x.length; j++) {
-        picture.data[4 * j] = picture.data[4 * j + 1] = picture.data[4 * j + 2] = x[j] ? 17 : 255;
-        picture.data[4 * j + 3] = 255;
-      }
-      g.putImageData(picture, 0, 0);
+      raster(g, SIDE, x);
       button.type = "button";
       button.setAttribute("aria-label", "Test digit " + data.labels[index] + (index % 2 ? ", a difficult one" : ", a typical one"));
       button.setAttribute("aria-pressed", "false");
@@ -507,13 +511,14 @@
   }
 
   root.hidden = false;
+  $("fallback").hidden = true;
   root.dataset.ready = "false";
   thumbnails();
   prepare(function () {
     connect();
     $("loading").hidden = true;
     $("work").hidden = false;
-    pick(11);
+    pick(19);
     root.dataset.ready = "true";
   });
 })();
