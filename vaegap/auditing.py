@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vaegap import __version__
 from vaegap.adapters import as_model
@@ -174,7 +173,7 @@ def _certify(
             ).posterior
         return fitted[len(images)]
 
-    for steps in tqdm(_LADDER, desc="certificate", disable=not progress, leave=False):
+    for steps in _LADDER:
         sandwich = bdmc(model, num, _CHAINS, steps, fit, force_dtype=force_dtype, seed=seed + 4, progress=progress)
         if sandwich.width <= target:
             break

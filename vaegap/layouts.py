@@ -14,7 +14,7 @@ from vaegap.errors import InputError
 from vaegap.likelihoods import Likelihood, make_likelihood
 from vaegap.models import ACTIVATIONS, VAE
 
-__all__ = ["Layers", "choose_activation", "fill", "from_state_dict", "guess_layers"]
+__all__ = ["Layers", "choose_activation", "fill", "from_state_dict", "guess_layers", "stripped"]
 
 
 class Layers:
@@ -81,7 +81,7 @@ def from_state_dict(
         >>> vae.latent_dim, vae.data_dim
         (2, 20)
     """
-    state = _stripped(state)
+    state = stripped(state)
     chosen = layers or guess_layers(state)
     weights = {name: _linear(state, name) for name in chosen.names}
     left = sorted({k.rpartition(".")[0] for k in state} - set(chosen.names))
@@ -137,7 +137,7 @@ def guess_layers(state: Mapping[str, Tensor]) -> Layers:
         >>> guess_layers({f"{k}.weight": torch.zeros(v) for k, v in shapes.items()})
         Layers(encoder=fc1 mean=fc21 logvar=fc22 decoder=fc3,fc4)
     """
-    state = _stripped(state)
+    state = stripped(state)
     sizes = {
         k.removesuffix(".weight"): tuple(v.shape) for k, v in state.items() if k.endswith(".weight") and v.dim() == 2
     }
@@ -149,6 +149,8 @@ def guess_layers(state: Mapping[str, Tensor]) -> Layers:
                 made = _fits(encoder, decoder, sizes)
                 if made is not None and repr(made) not in map(repr, found):
                     found.append(made)
+    pixels = [sizes[made.encoder[0]][1] for made in found]
+    found = [made for made, size in zip(found, pixels, strict=True) if size == max(pixels)]  # a VAE compresses
     if len(found) == 1:
         return found[0]
     listed = ", ".join(f"{n} {v[1]}->{v[0]}" for n, v in sizes.items()) or "no linear layer"
@@ -182,7 +184,7 @@ def _fits(encoder: list[str], decoder: list[str], sizes: Mapping[str, tuple[int,
     return Layers(encoder[:-2], decoder, first, second)
 
 
-def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what training wrappers put in front of every name."""
     out = dict(state)
     for prefix in ("_orig_mod.", "module.", "model.", "vae."):

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from vaegap.lab import cli_audit
+
 if TYPE_CHECKING:
     from vaegap.lab.parameters import Parameter
 
@@ -276,13 +278,7 @@ def claims(
     typer.echo(ledger.report(results, profile))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-@_clear_errors
-def audit(ctx: typer.Context) -> None:
-    """Audit your own VAE: `vaegap audit FILE` reports how its ELBO falls short of log p(x), and why."""
-    from vaegap import audit as auditing  # type: ignore[attr-defined,unused-ignore]
-
-    raise typer.Exit(auditing.main(ctx.args))
+app.command("audit")(_clear_errors(cli_audit.audit))
 
 
 @app.command()

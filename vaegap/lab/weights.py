@@ -26,7 +26,9 @@ from vaegap.errors import InputError
 
 __all__ = ["read_images", "read_program", "read_weights"]
 
-_PLAIN = re.compile(r"[\w\s+\-*/%(),<>=&|~]*")  # symbolic sizes, which torch has sympy evaluate
+# Symbolic sizes, which torch has sympy evaluate, such as Symbol('s77', positive=True, integer=True) or 2*s0 + 1
+_PLAIN = re.compile(r"(?:[\w\s+\-*/%(),<>=&|~]|'\w*')*")
+_CALL = re.compile(r"(\w+)\s*\(")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -157,9 +159,10 @@ def _vet_export(path: Path) -> None:
                 _load_tensors(data, f"{path}: its part {name}")
             elif name.endswith(".json"):
                 try:
-                    _vet_json(json.loads(data), path, name)
+                    values = json.loads(data)
                 except ValueError:
                     raise InputError(f"{path}: its part {name} is damaged") from None
+                _vet_json(values, path, name)
 
 
 def _vet_json(value: Any, path: Path, name: str) -> None:
@@ -170,7 +173,12 @@ def _vet_json(value: Any, path: Path, name: str) -> None:
         if value.get("use_pickle"):
             raise InputError(f"{path}: its part {name} points to pickled values, which stay shut: export it anew")
         text = value.get("expr_str")
-        if isinstance(text, str) and (not _PLAIN.fullmatch(text) or "__" in text):
+        if isinstance(text, str) and not _plain(text):
             raise InputError(f"{path}: a size in {name} is no plain expression ({text[:80]!r}): export it anew")
         for item in value.values():
             _vet_json(item, path, name)
+
+
+def _plain(text: str) -> bool:
+    """Whether an expression is arithmetic on names and sympy's classes: no attribute, no function in small letters."""
+    return bool(_PLAIN.fullmatch(text)) and "__" not in text and all(c[0].isupper() for c in _CALL.findall(text))
