@@ -1,7 +1,7 @@
 """Write `book/web/explorer/model.js`: a trained VAE with two latents, twenty test digits, and torch's numbers for them.
 
-The explorer page computes the same numbers in the browser; tests compare the two. The weights are those of a record of the
-experiment "posterior_2d", which is computed if it is not there.
+The explorer page computes the same numbers in the browser; tests compare the two. The weights are those of a record of
+the experiment "posterior_2d", which is computed if it is not there.
 """
 
 from __future__ import annotations
@@ -70,7 +70,12 @@ def reference(vae: VAE, x: Tensor) -> dict[str, list[Any]]:
     vae, x = vae.double(), x.double()
     with torch.no_grad():
         mean, sd = vae.encode(x).moments()
-        out = {"log_p": quadrature(vae, x, points=121).log_p, "elbo": elbo(vae, x, mean, sd.log()), "q_mean": mean, "q_sd": sd}
+        out = {
+            "log_p": quadrature(vae, x, points=121).log_p,
+            "elbo": elbo(vae, x, mean, sd.log()),
+            "q_mean": mean,
+            "q_sd": sd,
+        }
     ends = [best_gaussian(vae, x[i : i + 1], mean[i : i + 1], sd[i : i + 1].log()) for i in range(len(x))]
     best_mean, best_log_sd = (torch.cat(part) for part in zip(*ends, strict=True))
     with torch.no_grad():
@@ -94,7 +99,9 @@ def choose(vae: VAE, x: Tensor, labels: Tensor) -> list[int]:
     log_joint = x @ (weight @ h.T) + (x @ bias)[:, None] - normalizer + vae.log_prior(z)
     log_p = log_joint.logsumexp(1) + 2 * math.log(0.06)
     mean, sd = vae.encode(x).moments()
-    gap = log_p - torch.cat([elbo(vae, x[i : i + 50], mean[i : i + 50], sd[i : i + 50].log(), 10) for i in range(0, len(x), 50)])
+    gap = log_p - torch.cat(
+        [elbo(vae, x[i : i + 50], mean[i : i + 50], sd[i : i + 50].log(), 10) for i in range(0, len(x), 50)]
+    )
     chosen = []
     for label in range(10):
         own = torch.nonzero(labels == label).flatten()

@@ -507,7 +507,7 @@
       $("view-" + name).addEventListener("change", function () { state.view = name; frame(); paintHeat(); draw(); });
     });
     new MutationObserver(function () { paintHeat(); draw(); }).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
-    window.addEventListener("resize", draw);
+    if (window.ResizeObserver) new ResizeObserver(draw).observe($("map")); else window.addEventListener("resize", draw);
   }
 
   root.hidden = false;
