@@ -58,7 +58,7 @@ book: $(VENV)/.package ## build the book from the committed records
 # always a `make` of its own, after the notebooks have run.
 PAGES = $(shell find -L _config.yml _toc.yml book vaegap _build/source/notebooks -type f -not -path '*/__pycache__/*' 2>/dev/null)
 
-.PHONY: html
+.PHONY: html test-browser
 html: _build/html/.built
 
 _build/html/.built: $(PAGES)
@@ -81,6 +81,9 @@ test: $(VENV)/.package ## ruff, mypy and all quick tests, the first notebooks an
 
 test-all: $(VENV)/.package ## all tests, the slow ones too, and every notebook in the quick profile
 	$(PYTEST) -m 'slow or not slow' tests vaegap notebooks
+
+test-browser: ## open the built book in headless Chromium: errors, accessibility, the posterior explorer; installs what it needs
+	@bash tests/browser/run.sh
 
 clean: ## remove what was built, and the records of quick runs; keep the virtual environment and all other records
 	rm -rf _build results/*-quick-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
