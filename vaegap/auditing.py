@@ -108,9 +108,8 @@ def audit(
             progress=progress,
         )
         parts[name] = _part(model, images, index, result, worst, seed)
-        if name != "held-out":
-            best = result.fits["gaussian"].bound.mean if "gaussian" in result.fits else result.evidence.bound.mean
-            findings = scale_readings(model, images, best, seed) + findings
+        if name != "held-out" and result.family == "gaussian":
+            findings = scale_readings(model, images, result.fits["gaussian"].posterior, seed) + findings
     findings += doubts(parts, certificate, target_width, check_modes and model.prior is None)
     settings = {"families": list(families), "num_images": num_images, "num_samples": num_samples, "seed": seed,
                 "num_temperatures": steps, "check_modes": check_modes, "seconds": round(time.monotonic() - begin, 1),
