@@ -12,7 +12,7 @@ from vaegap.lab import experiments, grid
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTER = ROOT / "book" / "reference" / "cluster.md"
-HEAD = "| profile | jobs | core-hours | longest job | days on two cores | hours on 50 cores |"
+HEAD = "| profile | jobs | core-hours | longest job | all on 2 cores | all on 50 cores |"
 
 
 def path_length(jobs: list[grid.Job]) -> float:
@@ -23,6 +23,11 @@ def path_length(jobs: list[grid.Job]) -> float:
     return max(ends.values(), default=0)
 
 
+def words(minutes: float) -> str:
+    """A duration to be read."""
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.2g} h"
+
+
 def table() -> str:
     """The table in Markdown."""
     lines = [HEAD, "|---|---|---|---|---|---|"]
@@ -31,8 +36,8 @@ def table() -> str:
         minutes = [job.minutes or 0 for job in jobs]
         total = sum(minutes)
         wide = max(total / 50, path_length(jobs))
-        cells = (total / 60, max(minutes) / 60, total / 2 / 60 / 24, wide / 60)
-        lines.append(f"| `{profile}` | {len(jobs)} | " + " | ".join(f"{cell:.2g}" for cell in cells) + " |")
+        cells = (f"`{profile}`", len(jobs), f"{total / 60:.2g}", *map(words, (max(minutes), total / 2, wide)))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

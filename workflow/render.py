@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 SOURCE = BUILD / "source"
 STAMPS = BUILD / "stamps.json"
-LINKED = ("_config.yml", "_toc.yml", "book", "results", "vaegap")
+LINKED = ("_config.yml", "_toc.yml", "book", "results", "vaegap", "workflow")
 SECONDS_BETWEEN_LINES = 5.0
 printing = threading.Lock()
 
