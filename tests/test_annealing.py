@@ -10,11 +10,11 @@ from oracles import assert_mean, best_member
 from torch import Tensor
 
 from vaegap import VAE, Bound, InputError, ais, bdmc, wrap
-from vaegap.annealing import temperatures
 from vaegap.bases import make_base
 from vaegap.decomposition import log_evidence
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.posteriors import Gaussian, Posterior, make_family
+from vaegap.schedules import even_temperatures, temperatures
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def start(kind: str, vae: LinearGaussianVAE, x: Tensor) -> str | Posterior:
     return family.posterior(q.params["mean"], q.params["logvar"])  # used through its moments
 
 
-@pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
+@pytest.mark.parametrize("schedule", ["sigmoid", "linear", "adaptive"])
 @pytest.mark.parametrize("kind", ["posterior", "prior", "mixture", "full", "flow"])
 def test_weights_are_unbiased(oracle: tuple[LinearGaussianVAE, Tensor], kind: str, schedule: str) -> None:
     """With few temperatures the weights spread, and still their mean is p(x), image by image."""
@@ -165,12 +165,12 @@ def test_prior_and_posterior_agree() -> None:
     """The paper's AIS and ours, on the same images, within their own widths."""
     vae = linear_gaussian_vae(data_dim=8, latent_dim=3, noise=0.5, encoder_error=0.2)
     x = vae.simulate(20, seed=3)
-    slow = ais(vae, x, 16, 250, "prior", "linear", num_leapfrog=10, seed=0)
+    slow = ais(vae, x, 16, 150, "prior", "linear", num_leapfrog=10, seed=0)
     fast = ais(vae, x, 16, 25, "posterior", "sigmoid", seed=1)
     widths = (
-        bdmc(vae, 20, 16, 250, "prior", "linear", num_leapfrog=10, seed=2).width + bdmc(vae, 20, 16, 25, seed=3).width
+        bdmc(vae, 20, 16, 150, "prior", "linear", num_leapfrog=10, seed=2).width + bdmc(vae, 20, 16, 25, seed=3).width
     )
-    assert widths < 0.3
+    assert widths < 0.4
     assert abs(slow.mean - fast.mean) < widths + 4 * math.hypot(slow.mcse, fast.mcse)
     for bound in (slow, fast):
         assert abs(bound.mean - vae.log_evidence(x).mean().item()) < 4 * bound.mcse + widths
@@ -276,6 +276,25 @@ def test_temperatures() -> None:
     for bad in ((0, "linear"), (5, "cosine")):
         with pytest.raises(InputError, match="temperatures"):
             temperatures(*bad)
+
+
+def test_adaptive_temperatures() -> None:
+    betas = temperatures(10, "linear")
+    torch.testing.assert_close(even_temperatures(betas, [2.0] * 10, 10), betas)
+    early = even_temperatures(betas, [8.0, 8.0, *[1.0] * 8], 10)  # most of the way lies at the start
+    assert early[0] == 0 and early[-1] == 1 and (early.diff() > 0).all() and len(early) == 11
+    assert (early < 0.2).sum() > 5
+    exact = even_temperatures(betas, [0.0] * 10, 10)  # a base that is the posterior: any path will do
+    assert torch.isfinite(exact).all() and (exact.diff() >= 0).all()
+
+
+def test_adaptive_schedule_is_better_than_linear_from_the_prior() -> None:
+    vae = linear_gaussian_vae(data_dim=8, latent_dim=3, noise=0.3)
+    widths = {
+        s: bdmc(vae, 60, 16, 12, base="prior", schedule=s, num_leapfrog=10, seed=0) for s in ("linear", "adaptive")
+    }
+    linear, adaptive = widths["linear"], widths["adaptive"]
+    assert linear.width - adaptive.width > 4 * math.hypot(linear.mcse, adaptive.mcse)
 
 
 def test_unknown_base_and_nothing_to_simulate(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:

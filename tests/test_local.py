@@ -40,7 +40,7 @@ def oracle() -> tuple[LinearGaussianVAE, Tensor]:
 
 @pytest.fixture(scope="module")
 def oracle_fits(oracle: tuple[LinearGaussianVAE, Tensor]) -> dict[str, LocalFit]:
-    short = {"spline": replace(RECIPES["spline"], steps=150, rounds=1)}  # its steps are slow
+    short = {name: replace(RECIPES[name], steps=150, rounds=1) for name in ("spline", "aux_flow")}  # slow steps
     return {name: optimize_local(*oracle, name, num_eval=1000, recipe=short.get(name), seed=0) for name in FAMILY_NAMES}
 
 
