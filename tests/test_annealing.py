@@ -290,7 +290,7 @@ def test_adaptive_temperatures() -> None:
 
 def test_adaptive_schedule_is_better_than_linear_from_the_prior() -> None:
     vae = linear_gaussian_vae(data_dim=8, latent_dim=3, noise=0.3)
-    x = vae.simulate(60, seed=1)
+    x = vae.simulate(200, seed=1)
     linear, adaptive = (ais(vae, x, 16, 12, "prior", s, num_leapfrog=10, seed=0) for s in ("linear", "adaptive"))
     assert adaptive.mean - linear.mean > 4 * math.hypot(linear.mcse, adaptive.mcse)
 
