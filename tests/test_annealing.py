@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from oracles import assert_mean, best_member
 from torch import Tensor
 
-from vaegap import VAE, Bound, InputError, ais, bdmc, wrap
+from vaegap import VAE, Bound, InputError, ais, annealing, bdmc, wrap
 from vaegap.bases import make_base
 from vaegap.decomposition import log_evidence
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
@@ -49,6 +50,36 @@ def test_weights_are_unbiased(oracle: tuple[LinearGaussianVAE, Tensor], kind: st
     assert bound.kind == "lower" and bound.num_samples == 3000
     assert bound.accept is not None and (bound.accept > 0.4).all() and (bound.accept <= 1).all()
     assert bound.ess is not None and (bound.ess < 2999).all() and (bound.ess > 10).all()
+
+
+def test_two_chains_are_unbiased_too() -> None:
+    """The same image 4,000 times, 2 chains each: step sizes that learned on the way would show here."""
+    vae = linear_gaussian_vae(data_dim=6, latent_dim=2, noise=0.4, encoder_error=0.5)
+    x = vae.simulate(1, seed=1)
+    bound = ais(vae, x.expand(4000, -1), 2, 6, "prior", num_leapfrog=2, seed=0)
+    assert_mean((bound.per_image - vae.log_evidence(x)).exp(), 1.0)
+
+
+def test_steps_are_frozen_after_the_pilot(
+    oracle: tuple[LinearGaussianVAE, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, x = oracle
+    generator = torch.Generator().manual_seed(0)
+    annealer = annealing._annealer(vae, x, "prior", slice(0, 8), 6, "sigmoid", 3, None, generator)
+    used: list[Tensor] = []
+    original = annealing.transition
+
+    def watched(u: Tensor, parts: tuple[Tensor, ...], *rest: Any) -> Any:
+        used.append(rest[3].clone())
+        return original(u, parts, *rest)
+
+    monkeypatch.setattr(annealing, "transition", watched)
+    with torch.no_grad():
+        annealer.forward(4, lambda: None)
+        annealer.reverse(torch.zeros(8, 2), 4, lambda: None)
+    tuned = torch.stack(annealer.steps)
+    assert tuned.shape == (5, 8, 1) and tuned.std() > 0
+    assert torch.equal(torch.stack(used[:5]), tuned) and torch.equal(torch.stack(used[5:]), tuned.flip(0))
 
 
 def test_rounded_forces_keep_ais_exact() -> None:
