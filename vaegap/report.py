@@ -70,7 +70,7 @@ def text(audit: Audit) -> str:
     lines = [
         f"Audit of {m['name']}: {m['latent_dim']} latents, {m['pixels']} pixels, {m['likelihood']} likelihood, "
         f"q a {FAMILY_WORDS.get(audit.family, audit.family)}.",
-        f"{counts}; nats per image, with 95 % intervals over images; {audit.settings['seconds']:.0f} s.",
+        f"{counts}; nats per image, with 95 % intervals over images.",
         "",
     ]
     parts = {name: part.summary for name, part in audit.parts.items()}
