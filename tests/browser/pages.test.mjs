@@ -26,6 +26,8 @@ describe("every page", () => {
       const wrong = { errors: seen.errors.slice(), outside: seen.outside.slice() };
       wrong.formulas = await page.$$eval("mjx-merror", (all) => all.map((e) => e.textContent));
       wrong.images = await page.$$eval("img", (all) => all.filter((i) => i.complete && !i.naturalWidth).map((i) => i.src));
+      if (await page.$("#xp-root")) await page.waitForSelector('#xp-root[data-ready="true"]', { timeout: 90_000 });
+      await page.$$eval("details", (all) => all.forEach((e) => { e.open = true; }));
       await page.evaluate(AXE);
       for (const theme of ["light", "dark"]) {
         await page.evaluate((name) => { document.documentElement.dataset.theme = name; document.documentElement.dataset.mode = name; }, theme);
