@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import toy_lab
 from test_grid import wait_for
 from test_snakemake import PROFILES, ROOT, Project, content, diamond, find_snakemake, toy
 
-from vaegap.lab import experiments, runs
+from vaegap.lab import experiments, locks, runs
 
 pytestmark = pytest.mark.slow
 SCRIPT = ROOT / "workflow/slurm-local.sh"
@@ -56,22 +55,21 @@ def profile_of(name: str) -> list[str]:
     return ["--profile", str(folder)]
 
 
-def accounted(since: float) -> list[str]:
-    """State and generic resources of the jobs that SLURM has run."""
-    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
-    command = ["sacct", "-X", "-n", "-P", "-D", "-S", start, "--format=State,AllocTRES"]
+def accounted() -> list[str]:
+    """State and allocated resources of the jobs that SLURM has run, in their order."""
+    command = ["sacct", "-X", "-n", "-P", "-D", "--format=State,AllocTRES"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_grid_through_slurm_leaves_the_same_records(slurm: Path, tmp_path: Path) -> None:
     project = Project(tmp_path, diamond())
-    began = time.time() - 1
+    earlier = len(accounted())
     code, output = project.snakemake(*profile_of("slurm"), *QUICK, timeout=580)
     assert code == 0, output
     project.built_in(tmp_path / "other")
     assert len(content(project.results)) == 4
     assert content(project.results) == content(tmp_path / "other")
-    jobs = accounted(began)
+    jobs = accounted()[earlier:]
     assert len(jobs) == 5, jobs
     assert all(line.startswith("COMPLETED") and "cpu=1" in line for line in jobs), jobs
     code, output = project.snakemake(*profile_of("slurm"), *QUICK)
@@ -81,7 +79,7 @@ def test_grid_through_slurm_leaves_the_same_records(slurm: Path, tmp_path: Path)
 def test_killed_slurm_jobs_are_submitted_again_and_go_on(slurm: Path, tmp_path: Path) -> None:
     """The first attempt is ended by scancel, the second by kill -9 of the process that computes."""
     project = Project(tmp_path, {"slow": toy("laptop", seed=1, steps=60, pause=0.3)})
-    began = time.time() - 1
+    earlier = len(accounted())
     work, log = project.results / "_work", tmp_path / "snakemake.log"
     with open(log, "wb") as stream:
         process = subprocess.Popen(
@@ -92,11 +90,12 @@ def test_killed_slurm_jobs_are_submitted_again_and_go_on(slurm: Path, tmp_path: 
         wait_for(lambda: step_of(work) >= 3, 120)
         running = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True)
         subprocess.run(["scancel", running.stdout.strip()], check=True)
-        wait_for(lambda: not list(work.glob("toy*/lock")), 60)
+        wait_for(lambda: computing(work) is None, 60)
         reached = step_of(work)
         wait_for(lambda: step_of(work) > reached, 120)
-        (lock,) = work.glob("toy*/lock")
-        os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
+        who = computing(work)
+        assert who is not None
+        os.kill(who.pid, signal.SIGKILL)
         process.wait(300)
     finally:
         process.kill()
@@ -105,8 +104,13 @@ def test_killed_slurm_jobs_are_submitted_again_and_go_on(slurm: Path, tmp_path: 
     assert record.info["attempts"] == 3
     whole = experiments.run(toy_lab.TOY, {"seed": 1, "steps": 60}, "laptop", tmp_path / "whole")
     assert record.value("total") == whole.value("total")
-    states = [line.split("|")[0].split()[0] for line in accounted(began)]
+    states = [line.split("|")[0].split()[0] for line in accounted()[earlier:]]
     assert states == ["CANCELLED", "FAILED", "COMPLETED"]
+
+
+def computing(work: Path) -> locks.Holder | None:
+    """The process that computes the run now."""
+    return next((who for lock in work.glob("toy*/lock") if (who := locks.holder(lock)) is not None), None)
 
 
 def step_of(work: Path) -> int:
@@ -117,9 +121,9 @@ def step_of(work: Path) -> int:
 
 def test_gpu_profile_asks_for_a_gpu(slurm: Path, tmp_path: Path) -> None:
     project = Project(tmp_path, {"one": toy()})
-    began = time.time() - 1
+    earlier = len(accounted())
     code, output = project.snakemake(*profile_of("slurm-gpu"), *QUICK, timeout=580)
     assert code == 0, output
-    (job,) = accounted(began)
+    (job,) = accounted()[earlier:]
     assert job.startswith("COMPLETED")
     assert "gres/gpu=1" in job

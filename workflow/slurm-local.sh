@@ -77,7 +77,7 @@ configure() {
   [ -s "$DIR/munge/munge.key" ] || (umask 077 && head -c 1024 /dev/urandom >"$DIR/munge/munge.key")
   local gres="" types="" i
   if [ "$GPUS" -gt 0 ]; then
-    types="GresTypes=gpu" gres="Gres=gpu:$GPUS"
+    types=$'GresTypes=gpu\nAccountingStorageTRES=gres/gpu' gres="Gres=gpu:$GPUS"
     mkdir -p "$DIR/gpus"
     for ((i = 0; i < GPUS; i++)); do touch "$DIR/gpus/$i"; done
     echo "NodeName=$HOST Name=gpu File=$DIR/gpus/[0-$((GPUS - 1))]" >"$DIR/etc/gres.conf"
