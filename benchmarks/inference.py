@@ -110,7 +110,9 @@ def bench_local(vae: VAE, x: Tensor, which: list[str]) -> Iterator[Row]:
     fits: dict[str, Posterior] = {}
     for name, label, more in (("gaussian", "gaussian", 20), ("full_gaussian", "full", 5), ("aux_flow", "aux", 0)):
         start = fits.get(RECIPES[name].start)
-        seconds, fit = timed(lambda n=name, s=start: optimize_local(vae, x, n, s, num_eval=500, force_dtype=FORCES, seed=0))
+        seconds, fit = timed(
+            lambda n=name, s=start: optimize_local(vae, x, n, s, num_eval=500, force_dtype=FORCES, seed=0)
+        )
         fits[name] = fit.posterior  # type: ignore[attr-defined]
         if label not in which:
             continue
@@ -123,7 +125,8 @@ def bench_local(vae: VAE, x: Tensor, which: list[str]) -> Iterator[Row]:
         if name == "gaussian":
             slow, bound = timed(lambda: straightforward.optimize_gaussian(vae, x[:10], 300))
             scaled = slow / 10 * len(x) * 19_500 / 300
-            plain, ratio = f"{scaled / 3600:.1f} h (19,500 steps x 100 samples; 300 steps on 10 images, scaled)", f"{scaled / seconds:.0f}x"
+            plain = f"{scaled / 3600:.1f} h (19,500 steps x 100 samples; 300 steps on 10 images, scaled)"
+            ratio = f"{scaled / seconds:.0f}x"
         yield Row(f"q* {name}, {len(x)} images", seconds, accuracy, plain, ratio)
 
 

@@ -13,7 +13,9 @@ from vaegap.models import VAE
 
 def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
     """log p(x, z) with torch's own operations: x (N, D), z (S, N, d) -> (S, N)."""
-    bce = nn.functional.binary_cross_entropy_with_logits(vae.decoder_params(z), x.expand(*z.shape[:-1], -1), reduction="none")
+    bce = nn.functional.binary_cross_entropy_with_logits(
+        vae.decoder_params(z), x.expand(*z.shape[:-1], -1), reduction="none"
+    )
     return -bce.sum(-1) - 0.5 * z.square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
 
