@@ -20,7 +20,9 @@ HALF = {50: 1.1774, 95: 2.4477}  # radii, in standard deviations, of the ellipse
 def density(vae: torch.nn.Module, x: torch.Tensor, centre: np.ndarray, half: float, side: int = 90) -> np.ndarray:
     """p(z|x) up to a factor on a square around `centre`, first axis z2 from below."""
     unit = torch.linspace(-half, half, side)
-    z = torch.stack(torch.meshgrid(unit + float(centre[0]), unit + float(centre[1]), indexing="xy"), -1).reshape(-1, 1, 2)
+    z = torch.stack(torch.meshgrid(unit + float(centre[0]), unit + float(centre[1]), indexing="xy"), -1).reshape(
+        -1, 1, 2
+    )
     with torch.no_grad():
         log_joint = vae.log_joint(x[None], z).reshape(side, side)
     return (log_joint - log_joint.max()).exp().numpy()
