@@ -119,6 +119,8 @@ def test_fast_bernoulli(width: int, dtype: torch.dtype, atol: float) -> None:
     expected = -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
     torch.testing.assert_close(bernoulli_log_prob(logits, x), expected, atol=atol, rtol=2e-6)
     assert torch.equal(logits, before)
+    level = torch.zeros(1, 1, width, dtype=dtype)  # all factors at their largest: a product of too many would overflow
+    assert abs(bernoulli_log_prob(level, x[:1]).item() + width * math.log(2)) < 1e-6 * width
     torch.testing.assert_close(bernoulli_log_prob(logits, x[:1]), bernoulli_log_prob(logits, x[:1].expand(3, -1)))
 
 
