@@ -30,6 +30,21 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("book/reference/trust.md", "0.1"): "a threshold",
 }
 
+# blocks whose contents are text; in the others is code, a formula, or an exercise, which may invent its numbers
+SPOKEN = {
+    "admonition",
+    "figure",
+    "dropdown",
+    "note",
+    "tip",
+    "warning",
+    "margin",
+    "grid",
+    "grid-item-card",
+    "tab-set",
+    "tab-item",
+}
+
 NUMBER = r"[-+−]?\d+(?:[.,]\d+)*"
 RESULT = r"[-+−]\d+(?:\.\d+)?|\d+\.\d+"
 BEFORE_UNIT = re.compile(
@@ -42,21 +57,26 @@ AFTER_NAME = re.compile(
 
 
 def prose(path: Path) -> list[tuple[int, str]]:
-    """The lines that a reader reads as text, with their numbers; code, formulas and solutions are blanked."""
+    """The lines that a reader reads as text, with their numbers; code, formulas and exercises are blanked."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
         text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    for pattern in (
-        r"\A---\n.*?\n---\n",
-        r"^````\{(?:exercise|solution)\}.*?^````$",  # invented for the question; computed by their own code
-        r"^(`{3,})(?!\{(?:admonition|figure|dropdown|prf|note|tip|warning)).*?^\1\s*$",  # code, math, raw
-        r"^\$\$.*?^\$\$",
-        r"\$[^$\n]+\$",
-        r"`[^`\n]+`",
-    ):
+    for pattern in (r"\A---\n.*?\n---\n", r"^\$\$.*?^\$\$"):
         text = re.sub(pattern, lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.M | re.S)
-    return list(enumerate(text.split("\n"), 1))
+    out = []
+    hidden = ""  # the fence of the block that is being blanked
+    for number, line in enumerate(text.split("\n"), 1):
+        fence = re.match(r"\s*(`{3,}|:{3,})(?:\{([\w:-]+)\})?", line)
+        if hidden:
+            hidden = "" if line.strip() == hidden else hidden
+            line = ""
+        elif fence and line.strip() != fence[1] and fence[2] not in SPOKEN:
+            hidden, line = fence[1], ""
+        elif fence and fence[2] == "dropdown":
+            line = ""  # the title of a self-check is a question
+        out.append((number, re.sub(r"\$[^$]+\$|`[^`]+`", " ", line)))
+    return out
 
 
 def typed_results(path: Path) -> list[tuple[int, str]]:
