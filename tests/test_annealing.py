@@ -74,10 +74,10 @@ def test_steps_are_frozen_after_the_pilot(
         return original(u, parts, *rest)
 
     monkeypatch.setattr(annealing, "transition", watched)
+    tuned = torch.stack(annealer.steps).clone()
     with torch.no_grad():
         annealer.forward(4, lambda: None)
         annealer.reverse(torch.zeros(8, 2), 4, lambda: None)
-    tuned = torch.stack(annealer.steps)
     assert tuned.shape == (5, 8, 1) and tuned.std() > 0
     assert torch.equal(torch.stack(used[:5]), tuned) and torch.equal(torch.stack(used[5:]), tuned.flip(0))
 
