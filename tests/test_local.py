@@ -20,7 +20,7 @@ QUICK = {
     "gaussian": replace(RECIPES["gaussian"], steps=200, rounds=2),
     "full_gaussian": replace(RECIPES["full_gaussian"], steps=200, rounds=2),
     **{name: replace(RECIPES[name], steps=60, samples=8, rounds=1, chunk=5) for name in ("flow", "aux_flow")},
-    "spline": replace(RECIPES["spline"], steps=30, rounds=1),
+    "spline": replace(RECIPES["spline"], steps=20, rounds=1),
 }
 """Short settings for the tests of order: a start must survive even a poor optimisation. Chunks of 5 leave one over."""
 
@@ -40,7 +40,7 @@ def oracle() -> tuple[LinearGaussianVAE, Tensor]:
 
 @pytest.fixture(scope="module")
 def oracle_fits(oracle: tuple[LinearGaussianVAE, Tensor]) -> dict[str, LocalFit]:
-    short = {name: replace(RECIPES[name], steps=150, rounds=1) for name in ("spline", "aux_flow")}  # slow steps
+    short = {name: replace(RECIPES[name], steps=150, rounds=1) for name in ("flow", "spline", "aux_flow")}  # slow steps
     return {name: optimize_local(*oracle, name, num_eval=1000, recipe=short.get(name), seed=0) for name in FAMILY_NAMES}
 
 
@@ -160,9 +160,9 @@ def test_encoders_of_every_family(trained: dict[str, VAE], digits: Tensor, name:
     again = elbo(vae, x, 1000, fit.posterior, seed=77)
     off = (again.per_image - fit.bound.per_image).abs()
     assert (off < 4.5 * (again.mcse_per_image**2 + fit.bound.mcse_per_image**2).sqrt() + 1e-3).all()
-    floor = optimize_local(vae, x, "gaussian", num_eval=500, seed=0)
-    assert floor.family == "gaussian" and torch.isfinite(floor.bound.per_image).all()
-    if name != "gaussian":
+    if name in ("full_gaussian", "aux_flow"):  # the order holds for models trained with a richer family too
+        floor = optimize_local(vae, x, "gaussian", num_eval=500, seed=0)
+        assert floor.family == "gaussian" and torch.isfinite(floor.bound.per_image).all()
         at_least(fit.bound, floor.bound)
 
 
