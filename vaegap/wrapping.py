@@ -180,6 +180,15 @@ class WrappedVAE(Model):
         size = math.prod((*out.batch_shape[1:], *out.event_shape))
         if size != pixels:
             raise InputError(f"the decoder's {name_of(out)} is over {size} pixels, the images have {pixels}")
+        base = out
+        while isinstance(base, Independent):
+            base = base.base_dist
+        probs = vars(base).get("probs")  # torch checks this itself, unless validation is off (torch.export does that)
+        if isinstance(probs, Tensor) and not ((probs >= 0) & (probs <= 1)).all():
+            raise InputError(
+                f"the decoder's {name_of(out)} has probabilities from {probs.min().item():g} to "
+                f"{probs.max().item():g}. These look like logits given as probabilities: use Bernoulli(logits=...)."
+            )
 
     def _call(self, function: Callable[[Tensor], Any], given: Tensor, what: str) -> Any:
         """Call the user's code in its own precision; what goes wrong there is told with its cure."""
