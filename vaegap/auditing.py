@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def audit(
     target_width: float = 0.1,
     check_modes: bool = True,
     num_samples: int = 500,
-    force_dtype: torch.dtype | None = None,
+    force_dtype: torch.dtype | str | None = "auto",
     shape: tuple[int, int, int] | None = None,
     worst: int = 6,
     seed: int = 0,
@@ -62,7 +63,8 @@ def audit(
         target_width: nats; temperatures are doubled until the width is below, at most three times.
         check_modes: look for posterior modes that q* missed.
         num_samples: behind each bound.
-        force_dtype: precision of the decoder's gradients, e.g. torch.bfloat16.
+        force_dtype: precision of a plain MLP decoder's gradients (densities stay exact); "auto" is torch.bfloat16 where
+            the processor multiplies such matrices faster, None the model's own.
         shape: (channels, height, width) of the pictures; None guesses.
         worst: images with the largest gaps to show.
         seed: of everything random.
@@ -91,8 +93,9 @@ def audit(
     first = as_images(x)
     sets = {"images": first} if heldout is None else {"training": first, "held-out": as_images(heldout, "heldout")}
     model = as_model(vae, first[:1], **options)
+    forces = _fast_forces(model) if isinstance(force_dtype, str) else force_dtype
     chosen, findings = _choose(model, sets, num_images, seed)
-    steps, certificate = _certify(model, certify, target_width, force_dtype, seed, progress)
+    steps, certificate = _certify(model, certify, target_width, forces, seed, progress)
     parts: dict[str, Part] = {}
     for name, (images, index) in chosen.items():
         result = gaps(
@@ -103,7 +106,7 @@ def audit(
             num_temperatures=steps,
             certify=0,
             check_modes=check_modes,
-            force_dtype=force_dtype,
+            force_dtype=forces,
             seed=seed,
             progress=progress,
         )
@@ -148,6 +151,19 @@ def _describe(vae: Any, model: Model, pixels: int) -> dict[str, Any]:
         "dtype": str(getattr(inner, "module_dtype", inner.dtype)).removeprefix("torch."),
         "device": str(model.device),
     }
+
+
+def _fast_forces(model: Model) -> torch.dtype | None:
+    """bfloat16 where the processor has instructions for it: leapfrog forces may be rounded, energies are not."""
+    if model.dtype != torch.float32:
+        return None
+    if model.device.type == "cuda":
+        return torch.bfloat16
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else None
 
 
 def _pick(available: int, wanted: int, seed: int) -> Tensor:

@@ -25,23 +25,24 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
                     "call vaegap.ais with more temperatures, or read the gaps as lower bounds")
         )  # fmt: skip
     for name, part in parts.items():
+        which = "images" if name == "images" else f"{name} images"
         bad = [i for i, k in zip(part.table.index, part.khat, strict=False) if k > 0.7]
         if bad:
             found.append(
-                Finding("khat", f"k̂ is above 0.7 for {len(bad)} of {len(part.table)} {name} images with q* as proposal "
+                Finding("khat", f"k̂ is above 0.7 for {len(bad)} of {len(part.table)} {which} with q* as proposal "
                         f"(first: image {bad[0]}): importance sampling is unreliable there",
                         "log p̂ is the larger of AIS and importance sampling, and rests on AIS there", "note")
             )  # fmt: skip
         if part.missed:
             most = max(part.missed.values())
             found.append(
-                Finding("missed_modes", f"q* missed posterior mass of {len(part.missed)} {name} images (images "
+                Finding("missed_modes", f"q* missed posterior mass of {len(part.missed)} {which} (images "
                         f"{', '.join(map(str, list(part.missed)[:8]))}; up to {most:.1f} nats)",
                         "their log p̂ and approximation gaps are too small by that much: look at these images")
             )  # fmt: skip
         if part.stuck:
             found.append(
-                Finding("stuck", f"the AIS chains of {len(part.stuck)} {name} images hardly move (first: image "
+                Finding("stuck", f"the AIS chains of {len(part.stuck)} {which} hardly move (first: image "
                         f"{next(iter(part.stuck))})",
                         "their log p̂ is a bound of unknown looseness: look at these images")
             )  # fmt: skip
