@@ -6,7 +6,7 @@ import { AXE, launch, open, pages } from "./book.mjs";
 /** Faults of the theme's own markup, which this book cannot mend; each with its reason. Keep it short. */
 const THEME = [
   /^label-content-name-mismatch: \.search-button-field/, // its label is "Search", its text "Search Ctrl+K"
-  /^label-content-name-mismatch: summary/, // myst-nb labels "Show code cell source" with "Toggle hidden content"
+  /^label-content-name-mismatch: (.* > )?summary/, // myst-nb labels "Show code cell source" with "Toggle hidden content"
   /^definition-list: #vaegap\\.\S+ > dl/, // Sphinx sets a long signature as a list of parameters without terms
   /^aria-required-children: \.citation-list/, // docutils: a list whose children are of the role doc-biblioentry
 ];
