@@ -66,13 +66,9 @@ def audit(
     threshold: Annotated[float | None, typer.Option(help="Binarize images: pixel >= threshold.")] = None,
     encoder_layers: Annotated[str | None, typer.Option(help="Of a state dict, e.g. fc1,fc2,fc3.")] = None,
     decoder_layers: Annotated[str | None, typer.Option(help="Of a state dict, e.g. fc4,fc5,fc6.")] = None,
-    mean_layer: Annotated[
-        str | None, typer.Option(help="The layer that gives means alone.")
-    ] = None,
+    mean_layer: Annotated[str | None, typer.Option(help="The layer that gives means alone.")] = None,
     logvar_layer: Annotated[str | None, typer.Option(help="The layer that gives log-variances alone.")] = None,
-    activation: Annotated[
-        Activation, typer.Option(help="Of a state dict; auto: the best ELBO.")
-    ] = Activation.auto,
+    activation: Annotated[Activation, typer.Option(help="Of a state dict; auto: the best ELBO.")] = Activation.auto,
     families: Annotated[str, typer.Option(help="Posterior families to optimise.")] = "gaussian,full_gaussian",
     num_images: Annotated[int, typer.Option(min=2, help="Audited per file, drawn at random.")] = 100,
     certify: Annotated[int, typer.Option(min=0, help="Simulated images behind the BDMC width.")] = 100,
