@@ -168,7 +168,9 @@ def test_published_records_are_found_beside_own_ones(tmp_path: Path, monkeypatch
 def test_digest_sees_code_but_not_comments(copied_science: Path) -> None:
     before = provenance.science_modules(copied_science)
     assert before == provenance.science_modules()
-    assert not any(name.startswith("vaegap.lab") for name in before)
+    lab = {name for name in before if name.startswith("vaegap.lab")}
+    assert {"vaegap.lab.training", "vaegap.lab.zoo", "vaegap.lab.datasets"} < lab
+    assert not lab.intersection({"vaegap.lab.cli", "vaegap.lab.records", "vaegap.lab.protocols.catalog"})
     path = copied_science / "bounds.py"
     lines = path.read_text().replace('    """', '    """Reworded. ', 1)
     path.write_text("# a comment\n\n" + lines.replace("\n\n\n", "\n\n\n\n"))
@@ -191,6 +193,33 @@ def test_changed_function_makes_quick_recompute_and_marks_published(copied_scien
     assert not again.stale
     assert run(TOY, {}, "laptop", tmp_path / "r", refresh=True).stale is False
     assert len(CALLS) == 4
+
+
+@pytest.mark.parametrize("module", ["training", "zoo", "datasets", "protocols/decompositions", "protocols/two_latents"])
+def test_changed_training_data_or_protocol_code_marks_records(
+    module: str, copied_science: Path, tmp_path: Path
+) -> None:
+    def compute_with_lab(ctx: Context) -> list[dict[str, Any]]:
+        import vaegap.lab.protocols.two_latents  # noqa: F401  # brings training, zoo, datasets and decompositions
+
+        return compute(ctx)
+
+    record = run(TOY, {}, "laptop", tmp_path / "r", compute=compute_with_lab)
+    path = copied_science / "lab" / f"{module}.py"
+    path.write_text(path.read_text() + "\n_CHANGED = 1\n")
+    found = runs.find(record.run_id, tmp_path / "r")
+    assert found is not None
+    assert found.changed == [f"vaegap.lab.{module.replace('/', '.')}"]
+
+
+def test_training_modules_are_all_that_a_training_loads() -> None:
+    code = "import sys, vaegap.lab.zoo; print(*[m for m in sys.modules if m.startswith('vaegap')])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert set(out.split()) & set(provenance.science_modules()) <= set(provenance.training_modules())
+
+
+def test_modules_that_no_longer_count_do_not_make_stale() -> None:
+    assert provenance.changed_modules({"vaegap.progress": "of old", "vaegap.gone": "x"}) == ["vaegap.gone"]
 
 
 def test_code_that_was_not_loaded_does_not_make_stale(copied_science: Path, tmp_path: Path) -> None:

@@ -16,10 +16,17 @@ from typing import Any
 
 from vaegap.lab.files import find_root
 
-__all__ = ["changed_modules", "collect", "science_digest", "science_modules"]
+__all__ = ["changed_modules", "collect", "science_digest", "science_modules", "training_modules"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_NO_NUMBERS = {"vaegap", "vaegap.__main__", "vaegap.errors", "vaegap.figures", "vaegap.audit"}  # they compute none
+_SILENT = ("errors", "progress", "figures", "advice", "audited", "doubts", "report", "report_html")
+_NO_NUMBERS = {"vaegap", "vaegap.__main__", *(f"vaegap.{name}" for name in _SILENT)}  # no record depends on them
+# What the lab does to numbers itself: train, read and binarize, measure. The catalogue of the protocols only holds
+# parameters, which the run's name depends on already, and so does the package that it lies in.
+_LAB = ("vaegap.lab.training", "vaegap.lab.zoo", "vaegap.lab.datasets")
+_PROTOCOLS = "vaegap.lab.protocols."
+_CATALOG = "vaegap.lab.protocols.catalog"
+_TRAINING = ("vaegap.models", "vaegap.likelihoods", "vaegap.fast", "vaegap.posteriors", *_LAB)  # what weights depend on
 _VERSIONS = ("torch", "numpy", "pandas", "safetensors", "zuko", "vaegap")
 
 
@@ -30,20 +37,34 @@ def science_modules(package: str | os.PathLike[str] | None = None) -> dict[str, 
         package: the folder of the package `vaegap`, by default this one.
 
     Returns:
-        Module name -> digest. The lab, the figures and the report of the audit are left out.
+        Module name -> digest. Of the lab, what trains, reads images and measures; its files, runs and records are left
+        out, and so are the figures and the words of the audit.
     """
     folder = Path(package or _PACKAGE)
     digests = {}
     for path in sorted(folder.rglob("*.py")):
         parts = ("vaegap", *path.relative_to(folder).with_suffix("").parts)
         name = ".".join(part for part in parts if part != "__init__")
-        if name not in _NO_NUMBERS and parts[1] != "lab":
+        if _counts(name):
             digests[name] = _code_digest(path)
     return digests
 
 
+def _counts(name: str) -> bool:
+    """Whether numbers in records can depend on this module."""
+    if name.startswith("vaegap.lab"):
+        return name in _LAB or (name.startswith(_PROTOCOLS) and name != _CATALOG)
+    return name not in _NO_NUMBERS
+
+
+def training_modules(modules: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Those of the modules that a trained model's weights depend on: the model, its parts, and what trains it."""
+    known = science_modules() if modules is None else modules
+    return {name: d for name, d in known.items() if name in _TRAINING or name.startswith("vaegap.posteriors.")}
+
+
 def science_digest(modules: Mapping[str, str] | None = None) -> str:
-    """One digest of the science half (or of the given modules)."""
+    """One digest of all code that numbers depend on (or of the given modules)."""
     text = repr(sorted((science_modules() if modules is None else modules).items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -52,10 +73,10 @@ def changed_modules(then: Mapping[str, str], now: Mapping[str, str] | None = Non
     """The modules that a record was made with and whose code is another today.
 
     A record names the modules that were loaded when it was made; code that was not loaded cannot have touched its
-    numbers.
+    numbers. What an older version counted and this one does not (a progress bar) cannot either.
     """
     today = science_modules() if now is None else now
-    return [name for name, digest in sorted(then.items()) if today.get(name) != digest]
+    return [name for name, digest in sorted(then.items()) if _counts(name) and today.get(name) != digest]
 
 
 def _code_digest(path: Path) -> str:
