@@ -183,10 +183,15 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
         (toy(), images(), QUICK, 1),
         (toy(), images(60), QUICK, 0),
         (VAE(12, 2, "gaussian", (8,), (9,), seed=0), images(), QUICK, 0),
+        (toy(), 1 - images(), QUICK, 0),
     ]
     for vae, x, schedule, seed in others:
         with pytest.raises(InputError, match="another run"):
             train(vae, x, schedule, seed=seed, checkpoint=path, progress=False)
+    with pytest.raises(InputError, match="its images differ"):
+        train(toy(), 1 - images(), QUICK, checkpoint=path, progress=False)
+    with pytest.raises(InputError, match="encoder_only"):
+        train(toy(), images(), QUICK, checkpoint=path, encoder_only=True, progress=False)
     assert path.read_bytes() == before
 
 

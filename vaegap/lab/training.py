@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,13 @@ class TrainResult:
             weight taken out), seconds.
         seconds: wall time over all starts.
         resumed_from: the epoch of the checkpoint it continued from; 0 for a fresh start.
+        origin: what was known of the code when training began (the first time).
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     resumed_from: int = 0
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def learning_rate(schedule: Schedule, progress: float) -> float:
@@ -107,6 +110,7 @@ def train(
     milestones: tuple[int, ...] = (),
     on_milestone: Callable[[int, VAE], None] | None = None,
     encoder_only: bool = False,
+    origin: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Maximise the (annealed) ELBO with one sample an image, in place.
@@ -120,15 +124,17 @@ def train(
             bit by bit the weights of an uninterrupted run with the same number of threads.
         checkpoint_seconds: least time between two checkpoints.
         milestones: epochs after which `on_milestone(epoch, vae)` is called.
-        on_milestone: see above; called with the model in evaluation mode.
+        on_milestone: see above; called with the model in evaluation mode, before the epoch's checkpoint is written,
+            and not for epochs that lie before the checkpoint (`zoo.trained` keeps their weights).
         encoder_only: leave the decoder as it is (the paper's section 5.3).
+        origin: what to keep with the checkpoint on the code that began this training.
         progress: show a bar.
 
     Returns:
         a `TrainResult`; the model is left in evaluation mode.
 
     Raises:
-        InputError: images the likelihood cannot have produced.
+        InputError: images the likelihood cannot have produced, or a checkpoint of another training.
         RuntimeError: the loss is no longer finite; the message names the epoch and the cure.
 
     Example:
@@ -140,21 +146,18 @@ def train(
     x = vae.check(x)
     for p in vae.decoder.parameters():
         p.requires_grad_(not encoder_only)
-    params = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(params, lr=0.0, eps=schedule.adam_eps, fused=x.device.type in ("cpu", "cuda"))
-    generator = torch.Generator(x.device).manual_seed(seed)
-    torch.manual_seed(seed)  # batch-norm and posteriors draw nothing else; kept for layers that would
-    identity = {"schedule": asdict(schedule), "seed": seed, "config": vae.config, "images": len(x)}
-    result = TrainResult()
-    if checkpoint is not None and Path(checkpoint).exists():
-        _restore(Path(checkpoint), identity, vae, optimizer, generator, result)
+    run = _Training(vae, schedule, seed, encoder_only, x.device, dict(origin or {}))
+    result, path = run.result, None if checkpoint is None else Path(checkpoint)
+    identity = run.identity(x) if path is not None else {}
+    if path is not None and path.exists():
+        run.restore(path, identity)
     epochs = range(len(result.history), schedule.epochs)
     result.resumed_from = epochs.start
     saved = start = time.monotonic()
     before = result.seconds
     shown = bar(epochs, desc="train", initial=epochs.start, total=schedule.epochs, show=progress, unit="epoch")
     for epoch in shown:
-        value = _epoch(vae, x, schedule, epoch, optimizer, params, generator, encoder_only)
+        value = run.epoch(x, epoch)
         result.seconds = before + time.monotonic() - start
         result.history.append({"epoch": epoch + 1, "elbo": value, "seconds": result.seconds})
         shown.set_postfix(elbo=f"{value:.2f}", refresh=False)
@@ -166,8 +169,8 @@ def train(
             vae.eval()
             on_milestone(epoch + 1, vae)
         last = epoch + 1 == schedule.epochs
-        if checkpoint is not None and (last or time.monotonic() - saved > checkpoint_seconds):
-            _save(Path(checkpoint), identity, vae, optimizer, generator, result)
+        if path is not None and (last or time.monotonic() - saved > checkpoint_seconds):
+            run.save(path, identity)
             saved = time.monotonic()
     for p in vae.parameters():
         p.requires_grad_(True)
@@ -175,80 +178,102 @@ def train(
     return result
 
 
-def _epoch(
-    vae: VAE,
-    x: Tensor,
-    schedule: Schedule,
-    epoch: int,
-    optimizer: torch.optim.Adam,
-    params: list[Any],
-    generator: torch.Generator,
-    encoder_only: bool,
-) -> float:
-    """One pass over shuffled data; returns the mean ELBO (not annealed) seen on the way."""
-    vae.train()
-    if encoder_only:
-        vae.decoder.eval()
-    order = torch.randperm(len(x), generator=generator, device=x.device)
-    total = x.new_zeros(())
-    batches = order.split(schedule.batch_size)
-    for step, index in enumerate(batches):
-        progress = (epoch + step / len(batches)) / schedule.epochs
-        weight = annealing_weight(schedule, progress)
-        optimizer.param_groups[0]["lr"] = learning_rate(schedule, progress)
-        batch = x[index]
-        z, log_q = vae.encode(batch).rsample_and_log_prob(1, generator=generator)
-        log_joint = vae.log_joint(batch, z)
-        loss = (weight * log_q - log_joint).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if schedule.clip is not None:
-            torch.nn.utils.clip_grad_norm_(params, schedule.clip)
-        optimizer.step()
-        total += (log_joint - log_q).detach().sum()
-    return total.item() / len(x)
+class _Training:
+    """All that an epoch changes, and so all that a checkpoint holds."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        schedule: Schedule,
+        seed: int,
+        encoder_only: bool,
+        device: torch.device,
+        origin: dict[str, Any],
+    ) -> None:
+        self.vae, self.schedule, self.seed, self.encoder_only = vae, schedule, seed, encoder_only
+        self.params = [p for p in vae.parameters() if p.requires_grad]
+        fused = device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(self.params, lr=0.0, eps=schedule.adam_eps, fused=fused)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        torch.manual_seed(seed)  # batch-norm and posteriors draw nothing else; kept for layers that would
+        self.result = TrainResult(origin=origin)
+
+    def identity(self, x: Tensor) -> dict[str, Any]:
+        """What a checkpoint must agree with before it is continued: everything that decides the weights."""
+        pixels = hashlib.sha256(x.detach().cpu().contiguous().numpy().data).hexdigest()
+        return {
+            "schedule": asdict(self.schedule),
+            "seed": self.seed,
+            "config": self.vae.config,
+            "images": len(x),
+            "data": pixels,
+            "encoder_only": self.encoder_only,
+        }
+
+    def epoch(self, x: Tensor, epoch: int) -> float:
+        """One pass over shuffled data; returns the mean ELBO (not annealed) seen on the way."""
+        schedule, vae, optimizer = self.schedule, self.vae, self.optimizer
+        vae.train()
+        if self.encoder_only:
+            vae.decoder.eval()
+        order = torch.randperm(len(x), generator=self.generator, device=x.device)
+        total = x.new_zeros(())
+        batches = order.split(schedule.batch_size)
+        for step, index in enumerate(batches):
+            progress = (epoch + step / len(batches)) / schedule.epochs
+            weight = annealing_weight(schedule, progress)
+            optimizer.param_groups[0]["lr"] = learning_rate(schedule, progress)
+            batch = x[index]
+            z, log_q = vae.encode(batch).rsample_and_log_prob(1, generator=self.generator)
+            log_joint = vae.log_joint(batch, z)
+            loss = (weight * log_q - log_joint).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if schedule.clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.params, schedule.clip)
+            optimizer.step()
+            total += (log_joint - log_q).detach().sum()
+        return total.item() / len(x)
+
+    def save(self, path: Path, identity: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        from vaegap.lab import checkpoints
+
+        tensors = {f"model.{k}": v for k, v in self.vae.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors["generator"] = self.generator.get_state()
+        result = self.result
+        meta = {"identity": identity, "history": result.history, "seconds": result.seconds, "origin": result.origin}
+        checkpoints.save(path, tensors, meta)
+
+    def restore(self, path: Path, identity: dict[str, Any]) -> None:
+        """Take up a checkpoint, unless it is another training's."""
+        from vaegap.lab import checkpoints
+
+        tensors, meta = checkpoints.load(path)
+        known = meta["identity"]  # checkpoints of older versions know less of themselves
+        wrong = [_WORDS.get(name, name) for name in identity if known.get(name, identity[name]) != identity[name]]
+        if wrong:
+            raise InputError(
+                f"{path} is a checkpoint of another run (its {' and its '.join(wrong)} differ): "
+                "move it away or change the path"
+            )
+        self.vae.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adam."):
+                _, i, name = key.split(".", 2)
+                state.setdefault(int(i), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.generator.set_state(tensors["generator"])
+        self.result.history, self.result.seconds = meta["history"], meta["seconds"]
+        self.result.origin = meta.get("origin", {})
 
 
-def _save(
-    path: Path,
-    identity: dict[str, Any],
-    vae: VAE,
-    optimizer: torch.optim.Adam,
-    generator: torch.Generator,
-    result: TrainResult,
-) -> None:
-    from vaegap.lab import checkpoints
-
-    tensors = {f"model.{k}": v for k, v in vae.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    tensors["generator"] = generator.get_state()
-    meta = {"identity": identity, "history": result.history, "seconds": result.seconds}
-    checkpoints.save(path, tensors, meta)
-
-
-def _restore(
-    path: Path,
-    identity: dict[str, Any],
-    vae: VAE,
-    optimizer: torch.optim.Adam,
-    generator: torch.Generator,
-    result: TrainResult,
-) -> None:
-    from vaegap.lab import checkpoints
-
-    tensors, meta = checkpoints.load(path)
-    if meta["identity"] != identity:
-        raise InputError(
-            f"{path} is a checkpoint of another run (model, schedule, seed or data differ): "
-            "move it away or change the path"
-        )
-    vae.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("adam."):
-            _, i, name = key.split(".", 2)
-            state.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    generator.set_state(tensors["generator"])
-    result.history, result.seconds = meta["history"], meta["seconds"]
+_WORDS = {
+    "config": "model's settings",
+    "images": "numbers of images",
+    "data": "images",
+    "encoder_only": "trained parts (encoder_only)",
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -113,44 +113,70 @@ def trained(
 ) -> tuple[VAE, dict[str, Any]]:
     """Load a model if its weights are there, else train it, continuing from its checkpoint if there is one.
 
+    Weights at milestones are kept beside the checkpoint, and measured when training is over: so a computation that was
+    cut off anywhere is given each of them again, and does not train twice.
+
     Args:
         spec: which model.
-        folder: where the weights lie, as <id>.safetensors; checkpoints of unfinished training lie in folder/unfinished.
-        milestones, on_milestone: see `train`; a model whose milestones are asked for is trained even if it is there.
+        folder: where the weights lie, as <id>.safetensors; checkpoints of unfinished training and the weights at
+            milestones (<id>-epoch<k>.safetensors) lie in folder/unfinished.
+        milestones: epochs whose weights are wanted too.
+        on_milestone: called as `on_milestone(epoch, vae)` for every milestone, in order, on every call.
         progress: show a bar.
 
     Returns:
         the model in evaluation mode, and {"history", "seconds", "spec"}.
+
+    Raises:
+        InputError: a milestone lies beyond the last epoch.
+        CheckpointError: weights or a checkpoint are damaged; the message names the file to delete.
     """
     from vaegap.lab import checkpoints
     from vaegap.lab.locks import Lock
 
-    path = folder / f"{spec.id}.safetensors"
-    unfinished = folder / "unfinished" / f"{spec.id}.safetensors"
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    with Lock(folder / "unfinished" / f"{spec.id}.lock"):
-        if path.exists() and not milestones:
-            tensors, meta = checkpoints.load(path)
-            vae = VAE(**meta["config"])
-            vae.load_state_dict(tensors)
-            return vae.eval(), meta
-        vae = spec.build()
-        if spec.frozen:
-            donor, _ = checkpoints.load(folder / f"{spec.frozen}.safetensors")
-            own = {k: donor[k] if k.startswith("decoder.") else v for k, v in vae.state_dict().items()}
-            vae.load_state_dict(own)
-        result = train(
-            vae,
-            training_images(spec.dataset),
-            spec.schedule,
-            seed=spec.seed,
-            checkpoint=unfinished,
-            milestones=milestones,
-            on_milestone=on_milestone,
-            encoder_only=bool(spec.frozen),
-            progress=progress,
-        )
-        meta = {"config": vae.config, "spec": asdict(spec), "history": result.history, "seconds": result.seconds}
-        checkpoints.save(path, vae.state_dict(), meta)
-        unfinished.unlink(missing_ok=True)
-        return vae, meta
+    epochs = spec.schedule.epochs
+    if any(not 1 <= epoch <= epochs for epoch in milestones):
+        raise InputError(f"milestones must lie between 1 and {epochs}, the last epoch; got {milestones}")
+    path, unfinished = folder / f"{spec.id}.safetensors", folder / "unfinished"
+    kept = {epoch: unfinished / f"{spec.id}-epoch{epoch}.safetensors" for epoch in sorted(milestones)}
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with Lock(unfinished / f"{spec.id}.lock"):
+        if not path.exists() or not all(file.exists() for file in kept.values()):
+            _train(spec, folder, kept, progress)
+        tensors, meta = checkpoints.load(path)
+    for epoch, file in kept.items():
+        if on_milestone is not None:
+            on_milestone(epoch, checkpoints.load_model(file))
+    vae = VAE(**meta["config"])
+    vae.load_state_dict(tensors)
+    return vae.eval(), meta
+
+
+def _train(spec: ModelSpec, folder: Path, kept: Mapping[int, Path], progress: bool) -> None:
+    """Train a model and write its weights, at milestones too."""
+    from vaegap.lab import checkpoints
+
+    checkpoint = folder / "unfinished" / f"{spec.id}.safetensors"
+    vae = spec.build()
+    if spec.frozen:
+        donor, _ = checkpoints.load(folder / f"{spec.frozen}.safetensors")
+        own = {k: donor[k] if k.startswith("decoder.") else v for k, v in vae.state_dict().items()}
+        vae.load_state_dict(own)
+    if checkpoint.exists():
+        reached = len(checkpoints.load(checkpoint)[1]["history"])
+        if any(epoch <= reached and not file.exists() for epoch, file in kept.items()):
+            checkpoint.unlink()  # it cannot go back to a milestone that it has passed
+    result = train(
+        vae,
+        training_images(spec.dataset),
+        spec.schedule,
+        seed=spec.seed,
+        checkpoint=checkpoint,
+        milestones=tuple(kept),
+        on_milestone=lambda epoch, model: checkpoints.save_model(kept[epoch], model),
+        encoder_only=bool(spec.frozen),
+        progress=progress,
+    )
+    meta = {"config": vae.config, "spec": asdict(spec), "history": result.history, "seconds": result.seconds}
+    checkpoints.save(folder / f"{spec.id}.safetensors", vae.state_dict(), meta)
+    checkpoint.unlink(missing_ok=True)
