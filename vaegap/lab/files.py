@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +37,19 @@ def find_root(start: str | os.PathLike[str] | None = None) -> Path:
     """
     here = Path(start or Path.cwd()).resolve()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "pyproject.toml").is_file() and any((folder / mark).exists() for mark in _MARKS):
+        if _is_checkout(folder):
             return folder
     return here
+
+
+def _is_checkout(folder: Path) -> bool:
+    """Whether this project lies here, and not another one that has notebooks too."""
+    try:
+        text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    ours = re.search(r'^name\s*=\s*"vaegap"', text, re.MULTILINE) or (folder / "vaegap" / "__init__.py").is_file()
+    return bool(ours) and any((folder / mark).exists() for mark in _MARKS)
 
 
 def find_results(results: str | os.PathLike[str] | None = None) -> Path:

@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vaegap.lab.files import find_root
-
 __all__ = ["changed_modules", "collect", "science_digest", "science_modules", "training_modules"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -142,18 +140,28 @@ def peak_memory() -> float:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit that is checked out, and whether the code differs from it (new records do not count)."""
+    """The commit that this package was checked out from, and whether its code differs (new records do not count).
+
+    The working folder may lie in another repository, and an installed package in the environment of one: neither's
+    commit says anything about this code.
+    """
+    home = _PACKAGE.parent
     try:
-        commit = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain", "--", "vaegap", "notebooks", "workflow")
+        if Path(_git(home, "rev-parse", "--show-toplevel")).resolve() != home:
+            raise FileNotFoundError(home)
+        commit = _git(home, "rev-parse", "HEAD")
+        changes = _git(home, "status", "--porcelain", "--", "vaegap", "notebooks", "workflow")
     except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
+        return {"commit": None, "dirty": None, "commit_note": _NO_COMMIT}
     return {"commit": commit, "dirty": bool(changes)}
 
 
-def _git(*arguments: str) -> str:
+_NO_COMMIT = "the package does not lie in its own git checkout; its version and the digests in `science` tell its code"
+
+
+def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(find_root()), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
     )
     return done.stdout.strip()
 
