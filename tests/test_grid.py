@@ -18,7 +18,7 @@ import yaml
 from test_parameters import notebook
 from typer.testing import CliRunner
 
-from vaegap.lab import cli, experiments, grid, runner, runs
+from vaegap.lab import cli, experiments, grid, provenance, runner, runs
 from vaegap.lab.errors import GridError
 from vaegap.lab.grid import Job
 
@@ -174,6 +174,20 @@ def test_second_run_does_nothing(project: Path, capsys: pytest.CaptureFixture[st
     assert time.monotonic() - started < 2
     assert before == {p: p.stat().st_mtime_ns for p in (project / "results").glob("toy*/*")}
     assert "4 of 4 jobs are done already" in capsys.readouterr().out
+
+
+def test_refresh_computes_stale_records_anew_under_any_profile(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vaegap.bounds  # noqa: F401  # so that the record names it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "science_modules", lambda package=None: {"vaegap.bounds": "of old"})
+        experiments.run(toy_lab.TOY, profile="laptop", results=project / "results")
+    jobs = grid.load(write_grid(project, a=entry(profiles={"laptop": None})), "laptop")
+    assert grid.state(jobs[0]) == "stale"
+    assert runner.run_jobs(jobs, command=light) == []
+    whole = lambda job, results: [*light(job, results)[:2], job.profile, "0", "5", "0.0", str(results)]  # noqa: E731
+    assert [o.state for o in runner.run_jobs(jobs, command=whole, refresh=True)] == ["done"]
+    assert grid.state(jobs[0]) == "done"
 
 
 def test_a_clean_exit_without_a_record_is_a_failure(project: Path) -> None:

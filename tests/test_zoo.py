@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaegap import VAE, InputError
-from vaegap.lab import training, zoo
+from vaegap.lab import provenance, training, zoo
 from vaegap.lab.training import Schedule
 from vaegap.lab.zoo import ModelSpec, trained
 
@@ -105,3 +105,24 @@ def test_the_models_end_does_not_depend_on_milestones(tmp_path: Path) -> None:
 def test_milestones_beyond_the_end(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="between 1 and 4"):
         watch(tmp_path, (1, 5))
+
+
+def test_weights_tell_which_code_trained_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, meta = trained(SPEC, tmp_path)
+    modules = provenance.training_modules()
+    assert zoo.origin_of(meta)["digest"] == provenance.science_digest(modules)[:12]
+    assert "commit" in zoo.origin_of(meta)
+    trained(SPEC, tmp_path)
+    assert "trained before" not in capsys.readouterr().err
+    changed = {**provenance.science_modules(), "vaegap.lab.training": "other", "vaegap.annealing": "other"}
+    monkeypatch.setattr(provenance, "science_modules", lambda: changed)
+    trained(SPEC, tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{SPEC.id}.safetensors: trained before vaegap.lab.training changed; delete it" in said
+
+
+def test_weights_of_older_versions_know_no_code() -> None:
+    assert zoo.origin_of({"history": []}) == {"commit": None, "dirty": None, "digest": None}

@@ -78,6 +78,12 @@ ProfileOption = Annotated[Profile, typer.Option(help="How large: minutes, hours,
 GridOption = Annotated[Path | None, typer.Option("--grid", help="The grid file; by default workflow/grid.yaml.")]
 
 
+_REFRESH = (
+    "Compute stale records anew, under any profile (grid). Trained weights are taken as they are: to train a model "
+    "anew as well, delete its file, results/models/<model>.safetensors; notes.model in a record's run.json names it."
+)
+
+
 @app.command(cls=_Pairs)
 @_clear_errors
 def run(
@@ -94,7 +100,7 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option(help="Only these entries or jobs of the grid; repeat for more.")
     ] = None,
-    refresh: Annotated[bool, typer.Option(help="Compute stale records anew, under any profile.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help=_REFRESH)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would run.")] = False,
     results: ResultsOption = None,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,8 +21,6 @@ from vaegap.lab.sessions import Session, empty
 from vaegap.lab.sources import fingerprint
 
 if TYPE_CHECKING:
-    import os
-
     import pandas as pd
 
 __all__ = ["PROFILES", "Context", "Experiment", "find_root", "get", "identify", "names", "register", "resolve", "run"]
@@ -199,7 +198,8 @@ def run(
         results: the folder of the records, by default `$VAEGAP_RESULTS`, else `results/` in the project's root.
         compute: what to call instead of the experiment's own function.
         wait: seconds to wait for another process that computes the same run; for ever where it is not given.
-        refresh: compute a stale record anew under any profile.
+        refresh: compute a stale record anew under any profile; so does `VAEGAP_REFRESH=1` in the environment, by which
+            `vaegap run --refresh` tells its notebooks.
 
     Raises:
         InputError: a parameter is wrong.
@@ -217,7 +217,8 @@ def run(
     known = get(experiment) if isinstance(experiment, str) else experiment
     settings = resolve(known, params or {}, profile)
     name = _identity(known, settings, profile)
-    again = partial(_outdated, refresh=refresh or profile == "quick")
+    asked = refresh or os.environ.get("VAEGAP_REFRESH") == "1"
+    again = partial(_outdated, refresh=asked or profile == "quick")
     folder = find_results(results)
     work = work_folder(folder, name)
     record = runs.find(name, results)

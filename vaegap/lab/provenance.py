@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["changed_modules", "collect", "science_digest", "science_modules", "training_modules"]
+__all__ = ["changed_modules", "collect", "science_digest", "science_modules", "training_modules", "training_origin"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SILENT = ("errors", "progress", "figures", "advice", "audited", "doubts", "report", "report_html")
@@ -59,6 +59,12 @@ def training_modules(modules: Mapping[str, str] | None = None) -> dict[str, str]
     """Those of the modules that a trained model's weights depend on: the model, its parts, and what trains it."""
     known = science_modules() if modules is None else modules
     return {name: d for name, d in known.items() if name in _TRAINING or name.startswith("vaegap.posteriors.")}
+
+
+def training_origin() -> dict[str, Any]:
+    """What is kept with trained weights: the commit, and the code that they depend on, as a whole and by module."""
+    modules = training_modules()
+    return {**_commit(), "digest": science_digest(modules)[:12], "modules": modules}
 
 
 def science_digest(modules: Mapping[str, str] | None = None) -> str:

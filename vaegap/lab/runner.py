@@ -97,7 +97,7 @@ def run_jobs(
         (scratch_folder(folder) / "logs").mkdir(exist_ok=True)
         (folder / "_work" / "notebooks").mkdir(exist_ok=True)
     with _progress(len(waiting)) as bar, _signals() as stopped:
-        return _Loop(jobs, waiting, folder, results, parallel, command, bar, stopped).run()
+        return _Loop(jobs, waiting, folder, results, parallel, command, refresh, bar, stopped).run()
 
 
 class _Loop:
@@ -111,11 +111,12 @@ class _Loop:
         results: str | os.PathLike[str] | None,
         parallel: int,
         command: Callable[[Job, Path], list[str]],
+        refresh: bool,
         bar: Any,
         stopped: list[int],
     ) -> None:
         self.jobs, self.waiting, self.folder, self.parallel = jobs, waiting, folder, parallel
-        self.command, self.bar, self.stopped = command, bar, stopped
+        self.command, self.refresh, self.bar, self.stopped = command, refresh, bar, stopped
         self.results = results  # as the caller named it: where it did not, a published record counts too
         self.total, self.running, self.outcomes = len(waiting), list[_Running](), list[Outcome]()
         self.reported = time.monotonic()
@@ -149,6 +150,8 @@ class _Loop:
         log = self.folder / "_work" / "logs" / f"{job.id}.log"
         stream = open(log, "wb")  # noqa: SIM115  # closed when the job ends
         environment = {**os.environ, "VAEGAP_RESULTS": str(self.folder), "PYTHONUNBUFFERED": "1"}
+        if self.refresh:  # the notebook is what loads or computes
+            environment["VAEGAP_REFRESH"] = "1"
         if self.parallel > 1:  # processes that each take all cores only stand in each other's way
             environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from vaegap.errors import InputError
+from vaegap.lab import provenance
 from vaegap.lab.datasets import load_images
 from vaegap.lab.training import Schedule, train
 from vaegap.models import VAE
 
-__all__ = ["DATA_SHAPES", "PROFILES", "ModelSpec", "trained", "training_images"]
+__all__ = ["DATA_SHAPES", "PROFILES", "ModelSpec", "origin_of", "trained", "training_images"]
 
 PROFILES = ("quick", "laptop", "paper")
 
@@ -125,7 +127,7 @@ def trained(
         progress: show a bar.
 
     Returns:
-        the model in evaluation mode, and {"history", "seconds", "spec"}.
+        the model in evaluation mode, and {"history", "seconds", "spec", "origin"}.
 
     Raises:
         InputError: a milestone lies beyond the last epoch.
@@ -144,12 +146,24 @@ def trained(
         if not path.exists() or not all(file.exists() for file in kept.values()):
             _train(spec, folder, kept, progress)
         tensors, meta = checkpoints.load(path)
+    changed = provenance.changed_modules((meta.get("origin") or {}).get("modules", {}))
+    if changed:
+        print(f"{path}: trained before {', '.join(changed)} changed; delete it to train anew", file=sys.stderr)
     for epoch, file in kept.items():
         if on_milestone is not None:
             on_milestone(epoch, checkpoints.load_model(file))
     vae = VAE(**meta["config"])
     vae.load_state_dict(tensors)
     return vae.eval(), meta
+
+
+def origin_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Which code trained a model, for a record's notes: `ctx.notes["model_trained"] = origin_of(meta)`.
+
+    Weights outlive changes of the code, so the record's own commit does not tell.
+    """
+    origin = meta.get("origin") or {}  # weights of older versions do not know theirs
+    return {name: origin.get(name) for name in ("commit", "dirty", "digest")}
 
 
 def _train(spec: ModelSpec, folder: Path, kept: Mapping[int, Path], progress: bool) -> None:
@@ -175,8 +189,10 @@ def _train(spec: ModelSpec, folder: Path, kept: Mapping[int, Path], progress: bo
         milestones=tuple(kept),
         on_milestone=lambda epoch, model: checkpoints.save_model(kept[epoch], model),
         encoder_only=bool(spec.frozen),
+        origin=provenance.training_origin(),
         progress=progress,
     )
     meta = {"config": vae.config, "spec": asdict(spec), "history": result.history, "seconds": result.seconds}
+    meta["origin"] = result.origin
     checkpoints.save(folder / f"{spec.id}.safetensors", vae.state_dict(), meta)
     checkpoint.unlink(missing_ok=True)
