@@ -271,6 +271,31 @@ def test_extreme_inputs_stay_finite(name: str, sign: int) -> None:
     assert q.params["logvar"].min() >= -16 and q.params["logvar"].max() <= 4
 
 
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e4])
+def test_no_image_makes_a_scale_explode(name: str, size: float) -> None:
+    """log q(u) is the noise's log-density minus a log-determinant that is bounded whatever the encoder sees."""
+    torch.manual_seed(0)
+    family = make_family(name, 4)
+    q = Posterior(family, family.head(8)(size * torch.randn(50, 8))).detach()
+    eps = noise(q, 20)
+    _, log_q = family.transform(q.params, eps)
+    per_step = 11.0  # exp(±8) from the Gaussian, exp(−3) from v_0, and at most exp(±7) from a step of a flow
+    assert ((log_q - normal_log_prob(eps)).abs() <= 4 * (per_step + 2 * 7)).all()
+
+
+@pytest.mark.parametrize("name", ["flow", "spline", "aux_flow"])
+def test_starts_are_the_same_in_every_thread(name: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    family = make_family(name, 4).local_variant()
+    zeros = torch.zeros(2, 4)
+    first = family.posterior(zeros, zeros).params
+    with ThreadPoolExecutor(4) as pool:
+        for params in pool.map(lambda _: family.posterior(zeros, zeros).params, range(200)):
+            assert all(torch.equal(first[k], v) for k, v in params.items())
+
+
 @pytest.mark.parametrize(("name", "form"), KINDS)
 @pytest.mark.parametrize(
     "index",

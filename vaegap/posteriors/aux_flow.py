@@ -19,6 +19,7 @@ from vaegap.posteriors.nets import ConditionedNets, init_mlp, mlp
 __all__ = ["AuxFlow"]
 
 _LINEAR = 0.1  # tanh(0.1 x) / 0.1 is close to x; see `from_full_gaussian`
+_AUX_LOGVAR_MIN = -6.0  # of v_0 and r(v|z) where an encoder predicts them; trained models stay above −1
 _SHIFT = 6.0  # ELU(x + 6) - 6 is x for x > -6
 
 
@@ -109,15 +110,16 @@ class AuxFlow(Family):
     def _normal(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = raw.chunk(2, -1)
         # the whitened form needs r(v|z) with variance 1/λ where the correlation matrix has an eigenvalue λ << 1
-        return mean, 0.5 * logvar.clamp(LOGVAR_MIN, -LOGVAR_MIN if self.whiten else LOGVAR_MAX)
+        low, high = (LOGVAR_MIN, -LOGVAR_MIN) if self.whiten else (_AUX_LOGVAR_MIN, LOGVAR_MAX)
+        return mean, 0.5 * logvar.clamp(low, high)
 
-    def _weights(self, last_scale: float) -> dict[str, Tensor]:
+    def _weights(self, last_scale: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         d, h = self.latent_dim, self.hidden
-        nets = init_mlp("reverse", [d, h, h, 2 * d], last_scale)
-        if not self.whiten:
-            nets |= init_mlp("start", [d, h, h, 2 * d], last_scale)
-        for k in range(self.num_steps):
-            nets |= init_mlp(f"v{k}", [d, h, 2 * d], last_scale) | init_mlp(f"z{k}", [d, h, 2 * d], last_scale)
+        sizes = {"reverse": [d, h, h, 2 * d]} | ({} if self.whiten else {"start": [d, h, h, 2 * d]})
+        sizes |= {f"{half}{k}": [d, h, 2 * d] for k in range(self.num_steps) for half in "vz"}
+        nets: dict[str, Tensor] = {}
+        for name, widths in sizes.items():
+            nets |= init_mlp(name, widths, last_scale, generator)
         return nets
 
     def from_gaussian(self, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
@@ -156,9 +158,7 @@ class AuxFlow(Family):
         b = (-a + (a**2 - (a**2 + 1) * (1 - lam)).clamp_min(0).sqrt()) / (a**2 + 1)
         c = a * (1 + a * b) + b
         k, s = c / lam, (a**2 + 1 - c**2 / lam).clamp_min(1e-7)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            shared = self._weights(0.0)
+        shared = self._weights(0.0, torch.Generator().manual_seed(0))
         p = {name: w.to(mean).repeat(n, *[1] * (w.dim() - 1)) for name, w in shared.items()}
         # the curvature of tanh must stay small against the conditional scale, about 1/a: smaller arguments for large a
         gain = _LINEAR / (a / 3).clamp_min(1).sqrt()

@@ -15,10 +15,15 @@ from vaegap.posteriors.nets import ConditionedNets, init_mlp, mlp
 
 __all__ = ["Coupling", "Flow", "FlowHead", "Spline", "log_scale"]
 
+_LEAST = -4.0  # logit of the smallest sigmoid scale of one step; trained models stay above −2
+
 
 def log_scale(raw: Tensor, kind: str) -> Tensor:
-    """Log of a bounded scale: "sigmoid" as in the paper (only contracts), "bounded" for exp(2 tanh(raw/2))."""
-    return F.logsigmoid(raw) if kind == "sigmoid" else 2 * torch.tanh(raw / 2)
+    """Log of a scale in bounds: "sigmoid" as in the paper (contracts, to e^−4 at most), or exp(2 tanh(raw/2)).
+
+    Without its floor a sigmoid can shrink one coordinate by any factor on an image unlike the training data.
+    """
+    return F.logsigmoid(raw.clamp_min(_LEAST)) if kind == "sigmoid" else 2 * torch.tanh(raw / 2)
 
 
 class FlowHead(nn.Module):
@@ -95,20 +100,20 @@ class Coupling(Family):
         eps = y if self.whiten else (y - params["mean"]) * torch.exp(-log_sd)
         return log_q + normal_log_prob(eps)
 
-    def _weights(self, last_scale: float) -> dict[str, Tensor]:
+    def _weights(self, last_scale: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         first, second = self.split, self.latent_dim - self.split
         out: dict[str, Tensor] = {}
         for k in range(self.num_steps):
-            out |= init_mlp(f"ab{k}", [first, self.hidden, second * self.outputs_per_coordinate], last_scale)
-            out |= init_mlp(f"ba{k}", [second, self.hidden, first * self.outputs_per_coordinate], last_scale)
+            for name, given, changed in ((f"ab{k}", first, second), (f"ba{k}", second, first)):
+                sizes = [given, self.hidden, changed * self.outputs_per_coordinate]
+                out |= init_mlp(name, sizes, last_scale, generator)
         return out
 
     def from_gaussian(self, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
         if not self.whiten:
             raise ValueError("only the whitened flow contains the identity; call local_variant() first")
-        with torch.random.fork_rng(devices=[]):  # the start is part of the method, not of the caller's randomness
-            torch.manual_seed(0)
-            nets = self._weights(0.0)  # last layers at zero: the flow is the identity
+        # the start is part of the method, not of the caller's randomness; last layers at zero make it the identity
+        nets = self._weights(0.0, torch.Generator().manual_seed(0))
         spread = {k: v.to(mean).repeat(mean.shape[0], *[1] * (v.dim() - 1)) for k, v in nets.items()}
         return {"mean": mean.clone(), "logvar": logvar.clone(), **spread}
 
