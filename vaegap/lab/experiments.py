@@ -79,6 +79,7 @@ class Experiment:
             count.
         datasets: the names of the data sets, from the resolved parameters; by default the parameter "dataset".
         verify: given a `Context` and the record, some rows computed anew from the kept weights (`vaegap verify`).
+        cannot_verify: where there is no such function, why: "it keeps no weights".
     """
 
     name: str
@@ -88,6 +89,7 @@ class Experiment:
     version: int = 1
     datasets: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
     verify: Callable[[Context, Record], pd.DataFrame | Rows] | None = None
+    cannot_verify: str = ""
 
 
 _registry: dict[str, Experiment] = {}

@@ -33,7 +33,8 @@ class Verdict:
 
     Attributes:
         run_id: the record.
-        state: "agrees" (and its mark is cleared), "differs", or "cannot" (nothing to compute it from).
+        state: "agrees" (and its mark is cleared), "differs", "cannot" (what it needs is missing or damaged), or
+            "skipped" (records of this experiment keep nothing to compute from).
         rows: how many numbers were compared.
         largest: the largest difference, in standard errors of the difference.
         reason: what differs, or why it could not be done.
@@ -76,7 +77,11 @@ def verify_record(record: Record) -> Verdict:
     try:
         experiment = experiments.get(record.experiment)
         if experiment.verify is None:
-            return Verdict(name, "cannot", reason=f"the experiment {experiment.name} has no way to verify its records")
+            why = experiment.cannot_verify or "it keeps nothing to compute its numbers from"
+            reason = (
+                f"{experiment.name} cannot be verified, for {why}; its mark goes when it is computed again (--refresh)"
+            )
+            return Verdict(name, "skipped", reason=reason)
         with TemporaryDirectory() as scratch:
             work = find_results(scratch)
             profile = str(record.info["profile"])

@@ -85,6 +85,7 @@ generalization = register(
                 "families": ["gaussian", "full_gaussian"],
             },
         },
+        cannot_verify="it keeps none of the models that it measures while they are trained",
     )
 )
 posterior_2d = register(
@@ -102,6 +103,7 @@ posterior_2d = register(
             "points": 101,
         },
         {"laptop": {"num_images": 200, "points": 151}, "paper": {"num_images": 200, "points": 151}},
+        verify=_later("two_latents", "verify_posterior"),
     )
 )
 certificates = register(
@@ -113,5 +115,6 @@ certificates = register(
             "laptop": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [100, 500, 2000]},
             "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [500, 2000, 10000]},
         },
+        cannot_verify="it keeps no weights, and a sample of its images would cost as much as all of them",
     )
 )

@@ -1,0 +1,81 @@
+"""The experiment with two latents, small: a killed run repeats no fit, and its records can be verified."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vaegap.lab import experiments, provenance, verify, zoo
+from vaegap.lab.protocols import two_latents
+from vaegap.lab.records import Record
+from vaegap.lab.training import Schedule
+from vaegap.lab.zoo import ModelSpec
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"num_images": 4, "points": 41, "encoder": [8], "decoder": [8]}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = zoo.training_images("mnist-5k", 200)
+    monkeypatch.setattr(ModelSpec, "schedule", property(lambda self: Schedule(3, 50)))
+    monkeypatch.setattr(zoo, "training_images", lambda dataset, num_images=None: images)
+    monkeypatch.setattr(two_latents, "FAMILIES", ("gaussian", "full_gaussian"))
+
+
+def measure(folder: Path, profile: str = "quick") -> Record:
+    return experiments.run("posterior_2d", SMALL, profile, folder)
+
+
+def test_a_killed_run_repeats_no_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measure(tmp_path / "whole")
+    fits: list[str] = []
+    optimize = two_latents.optimize_local
+
+    def dies_at_the_fourth(vae: Any, x: Any, family: str, **options: Any) -> Any:
+        fits.append(family)
+        if len(fits) == 4:
+            raise KeyboardInterrupt
+        return optimize(vae, x, family, **options)
+
+    monkeypatch.setattr(two_latents, "optimize_local", dies_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path / "cut")
+    again = measure(tmp_path / "cut")
+    assert len(fits) == 5, "only the fit that was cut off is made again"
+    assert again.rows["value"].equals(whole.rows["value"])
+    assert again.info["notes"]["model_trained"]["digest"]
+    assert set(again.rows["family"]) == {"", "amortized", "gaussian", "full_gaussian"}
+
+
+def test_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "vaegap"
+    shutil.copytree(ROOT / "vaegap", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "_PACKAGE", copy)
+    record = measure(tmp_path / "r", "laptop")
+    (verdict,) = verify.verify([record], everything=True)
+    assert verdict.state == "agrees", verdict
+    (copy / "exact.py").write_text((copy / "exact.py").read_text() + "\n_CHANGED = 1\n")
+    (stale,) = (r for r in [experiments.runs.find(record.run_id, tmp_path / "r")] if r is not None)
+    assert stale.changed == ["vaegap.exact"]
+    quadrature = two_latents.quadrature
+    monkeypatch.setattr(two_latents, "quadrature", lambda vae, x, points: quadrature(vae, x, 3))
+    assert [v.state for v in verify.verify([stale])] == ["differs"]
+    monkeypatch.setattr(two_latents, "quadrature", quadrature)
+    (verdict,) = verify.verify([stale])
+    assert verdict.state == "agrees", verdict
+    assert verdict.rows == 3 * SMALL["num_images"]  # type: ignore[operator]
+    found = experiments.runs.find(record.run_id, tmp_path / "r")
+    assert found is not None and not found.stale
+
+
+@pytest.mark.parametrize("name", ["generalization", "certificates"])
+def test_what_cannot_be_verified_says_so(name: str, tmp_path: Path) -> None:
+    rows = [{"metric": "toy", "value": 1.0, "unit": "nats"}]
+    record = experiments.run(name, {}, "quick", tmp_path, compute=lambda ctx: rows)
+    verdict = verify.verify_record(record)
+    assert verdict.state == "skipped"
+    assert f"{name} cannot be verified, for it keeps no" in verdict.reason
