@@ -278,6 +278,67 @@ def test_one_notebook_from_the_command_line(project: Path) -> None:
     assert json.loads((project / "notebooks/toy.ipynb").read_text())["cells"][1]["outputs"] == []
 
 
+@pytest.mark.parametrize("option", [["--jobs", "2"], ["--only", "a"]])
+def test_options_of_grids_are_refused_for_notebooks(project: Path, option: list[str]) -> None:
+    done = CliRunner().invoke(cli.app, ["run", str(project / "notebooks/toy.ipynb"), *option])
+    assert done.exit_code == 2
+    assert "--jobs and --only are for a grid file" in " ".join(done.output.replace("│", " ").split())
+
+
+def test_dry_run_and_refresh_of_a_notebook(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[str | None] = []
+    monkeypatch.setattr(
+        "vaegap.lab.notebook.execute", lambda *arguments: executed.append(os.environ.get("VAEGAP_REFRESH"))
+    )
+    monkeypatch.setenv("VAEGAP_REFRESH", "0")
+    call = ["run", str(project / "notebooks/toy.ipynb"), "-p", "seed", "6"]
+    said = CliRunner().invoke(cli.app, [*call, "--dry-run"])
+    assert said.exit_code == 0 and executed == []
+    assert "would run" in said.output and "seed=6, profile='quick'" in said.output
+    assert CliRunner().invoke(cli.app, [*call, "--dry-run", "-p", "sede", "6"]).exit_code == 2
+    assert not (project / "results").exists()
+    CliRunner().invoke(cli.app, call)
+    CliRunner().invoke(cli.app, [*call, "--refresh"])
+    assert executed == ["0", "1"]
+
+
+def test_status_and_run_look_into_the_same_folders(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments.run(toy_lab.TOY, profile="laptop", results=project / "results")  # a published one
+    path = write_grid(project, a=entry(profiles={"laptop": None}))
+    rest = [str(path), "--profile", "laptop", "--results", str(tmp_path / "own")]
+    assert "1 of 1 jobs are done" in CliRunner().invoke(cli.app, ["run", *rest]).output
+    monkeypatch.setenv("VAEGAP_RESULTS", str(project / "nothing"))
+    assert "1 jobs: 1 done" in CliRunner().invoke(cli.app, ["status", "--grid", *rest]).output
+
+
+def test_claims_know_the_profiles() -> None:
+    done = CliRunner().invoke(cli.app, ["claims", "--profile", "foo"])
+    assert done.exit_code == 2
+    assert "'laptop'" in done.output
+
+
+def test_ctrl_c_on_a_notebook_says_how_to_go_on(project: Path) -> None:
+    pytest.importorskip("papermill")
+    code = "import toy_lab; from vaegap.lab.cli import app; app()"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    given = ["--profile", "laptop", "-p", "steps", "400", "-p", "pause", "0.1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(project / "notebooks/toy.ipynb"), *given],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: bool(list((project / "results/_work").glob("toy*/checkpoint.json"))))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the kernel too
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "stopped; the same command goes on from its last checkpoint"
+    assert "Traceback" not in said and "zmq" not in said
+
+
 def test_interrupted_grid_stops_its_notebooks_and_goes_on_later(project: Path) -> None:
     pytest.importorskip("papermill")
     parameters = {"seed": 1, "steps": 40, "pause": 0.1}

@@ -79,7 +79,7 @@ GridOption = Annotated[Path | None, typer.Option("--grid", help="The grid file; 
 
 
 _REFRESH = (
-    "Compute stale records anew, under any profile (grid). Trained weights are taken as they are: to train a model "
+    "Compute stale records anew, under any profile. Trained weights are taken as they are: to train a model "
     "anew as well, delete its file, results/models/<model>.safetensors; notes.model in a record's run.json names it."
 )
 
@@ -89,7 +89,7 @@ _REFRESH = (
 def run(
     target: Annotated[Path, typer.Argument(help="A notebook (.ipynb), or a grid file (.yaml) of many.")],
     profile: ProfileOption = Profile.quick,
-    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Notebooks at a time (grid).")] = 1,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Notebooks at a time (grid only).")] = 1,
     parameter: Annotated[
         list[str] | None,
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="A notebook's parameter; repeat for more."),
@@ -98,7 +98,7 @@ def run(
         Path | None, typer.Option("-o", "--output", help="Where the executed copy of a notebook goes.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Only these entries or jobs of the grid; repeat for more.")
+        list[str] | None, typer.Option(help="Only these entries or jobs (grid only); repeat for more.")
     ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help=_REFRESH)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would run.")] = False,
@@ -108,17 +108,26 @@ def run(
 
     Computations that were cut off go on where they stopped; those whose record is there are not repeated.
     """
-    if results is not None:
-        os.environ["VAEGAP_RESULTS"] = str(results.resolve())
+    _use(results)
     if target.suffix in (".yaml", ".yml"):
         if parameter or output:
             raise typer.BadParameter("-p and -o are for a single notebook; a grid's parameters stand in its file")
         _run_grid(target, profile.value, jobs, only or [], refresh, dry_run)
     else:
-        _run_notebook(target, profile.value, parameter or [], output)
+        if jobs > 1 or only:
+            raise typer.BadParameter("--jobs and --only are for a grid file (.yaml), which has many notebooks")
+        _run_notebook(target, profile.value, parameter or [], output, refresh, dry_run)
 
 
-def _run_notebook(target: Path, profile: str, given: list[str], output: Path | None) -> None:
+def _use(results: Path | None) -> None:
+    """Make a folder that was named this process's results, and its children's, as if the environment named it."""
+    if results is not None:
+        os.environ["VAEGAP_RESULTS"] = str(results.resolve())
+
+
+def _run_notebook(
+    target: Path, profile: str, given: list[str], output: Path | None, refresh: bool, dry_run: bool
+) -> None:
     from vaegap.lab import notebook, parameters
     from vaegap.lab.files import find_results, scratch_folder
 
@@ -127,9 +136,18 @@ def _run_notebook(target: Path, profile: str, given: list[str], output: Path | N
     if "profile" in declared:
         values.setdefault("profile", profile)
     parameters.check_values(declared, values, f"notebook {target.name}")
+    if dry_run:
+        typer.echo(f"would run {target} with {', '.join(f'{n}={v!r}' for n, v in values.items()) or 'its defaults'}")
+        return
     if output is None:
         output = scratch_folder(find_results()) / "notebooks" / target.name
-    notebook.execute(target, output, values)
+    if refresh:
+        os.environ["VAEGAP_REFRESH"] = "1"
+    try:
+        notebook.execute(target, output, values)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from its last checkpoint", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"executed copy: {output}")
 
 
@@ -195,10 +213,11 @@ def status(
     from vaegap.lab import grid
     from vaegap.lab.files import find_results, find_root
 
+    _use(results)
     path = grid_file or find_root() / "workflow" / "grid.yaml"
     listed = grid.load(path, profile.value)
-    states = {job.id: grid.state(job, results, listed) for job in listed}
-    left = grid.seconds_left(listed, states, find_results(results), jobs)
+    states = {job.id: grid.state(job, None, listed) for job in listed}
+    left = grid.seconds_left(listed, states, find_results(), jobs)
     counts = Counter(states.values())
     unfinished = {job.id for job in grid.open_jobs(listed, states)}
     if as_json:
@@ -210,7 +229,7 @@ def status(
         typer.echo(json.dumps({"jobs": rows, "counts": counts, "seconds_left": left}, indent=1))
         return
     for job in listed:
-        typer.echo(f"{states[job.id]:8s} {job.label}{_detail(job, states[job.id], results)}")
+        typer.echo(f"{states[job.id]:8s} {job.label}{_detail(job, states[job.id])}")
     typer.echo(f"{len(listed)} jobs: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
     if unfinished:
         typer.echo(f"time left: about {left / 60:.0f} min" if left is not None else "time left: not known yet")
@@ -219,16 +238,16 @@ def status(
         typer.echo("stale: code has changed since; `vaegap verify` checks whether the numbers still hold")
 
 
-def _detail(job: Any, state: str, results: Path | None) -> str:
+def _detail(job: Any, state: str) -> str:
     from vaegap.lab import locks, runs
     from vaegap.lab.files import find_results, work_folder
 
-    folder = find_results(results)
+    folder = find_results()
     texts = []
     for run_id in job.run_ids:
         work = work_folder(folder, run_id)
         if state in ("done", "stale"):
-            record = runs.find(run_id, results)
+            record = runs.find(run_id)
             texts.append(f"{run_id}" + (f" (changed: {', '.join(record.changed)})" if record and record.stale else ""))
         elif (who := locks.holder(work / "lock")) is not None:
             texts.append(f"{run_id} by process {who.pid} on {who.host}")
@@ -275,13 +294,13 @@ def verify(
 @app.command()
 @_clear_errors
 def claims(
-    profile: Annotated[str, typer.Option(help="Whose records count: quick, laptop or paper.")] = "laptop",
+    profile: Annotated[Profile, typer.Option(help="Whose records count.")] = Profile.laptop,
     results: ResultsOption = None,
 ) -> None:
     """The ledger: each claim of the paper, its criterion, and the verdict computed from the records."""
     from vaegap.lab import claims as ledger
 
-    typer.echo(ledger.report(results, profile))
+    typer.echo(ledger.report(results, profile.value))
 
 
 app.command("audit")(_clear_errors(cli_audit.audit))

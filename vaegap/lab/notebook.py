@@ -47,6 +47,7 @@ def execute(
     Raises:
         ParameterError: the notebook does not have such a parameter, or it is of another type.
         GridError: a cell failed, or its kernel died; the message holds the traceback, `partial_of(output)` the rest.
+        KeyboardInterrupt: somebody stopped it.
     """
     parameters.check_values(parameters.read_notebook(notebook), values, f"notebook {Path(notebook).name}")
     import papermill
@@ -66,10 +67,12 @@ def execute(
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             cwd=None if cwd is None else os.fspath(cwd),
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            extra_arguments=["--IPKernelApp.log_level=50"],  # what fails in a cell is told; its own end is not news
         )
     except (PapermillException, CellTimeoutError, DeadKernelError) as error:
         reason = traceback_of(partial) or f"{type(error).__name__}: {error}"
+        if reason.splitlines()[-1].startswith("KeyboardInterrupt"):  # a Ctrl-C reached the kernel before us
+            raise KeyboardInterrupt from None
         raise GridError(f"{Path(notebook).name} failed; what it did is in {partial}\n{reason}") from None
     os.replace(partial, output)
 
