@@ -7,27 +7,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vaegap.lab import experiments, runs
+from vaegap.lab.captions import Caption, caption, live, with_caption
 from vaegap.lab.claims import t95
 from vaegap.lab.files import find_root
+from vaegap.lab.gathering import DATASETS, Found, at_least, collect, some_of
 from vaegap.lab.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = [
+    "DATASETS",
     "ROWS",
+    "Found",
+    "at_least",
     "bands",
-    "captions",
+    "caption",
     "certificates",
     "collect",
     "estimates",
+    "gap_figure",
     "gap_table",
     "headline",
     "ledger",
+    "live",
     "milestones",
     "published",
     "show",
+    "some_of",
+    "source",
+    "verdicts",
+    "with_caption",
 ]
 
 ROWS = {
@@ -42,39 +53,6 @@ ROWS = {
     "inference": "inference gap",
     "bdmc_width": "BDMC width",
 }
-
-
-def collect(
-    models: Mapping[str, Mapping[str, Any]],
-    profile: str,
-    seeds: Sequence[int] = (0,),
-    compute: bool = True,
-    experiment: str = "gap_decomposition",
-) -> dict[str, list[Record]]:
-    """Records of several models, over seeds.
-
-    Args:
-        models: label -> parameters of the experiment.
-        profile: "quick", "laptop" or "paper".
-        seeds: which ones.
-        compute: compute records that are missing; otherwise they are left out.
-        experiment: its name.
-
-    Returns:
-        label -> the records that there are, seed by seed.
-    """
-    found: dict[str, list[Record]] = {}
-    for label, params in models.items():
-        found[label] = []
-        for seed in seeds:
-            settings = {**params, "seed": seed}
-            if compute:
-                found[label].append(experiments.run(experiment, settings, profile))
-                continue
-            record = runs.find(experiments.identify(experiment, settings, profile))
-            if record is not None:
-                found[label].append(record)
-    return found
 
 
 def headline(record: Record, split: str = "train", **labels: Any) -> pd.DataFrame:
@@ -95,11 +73,11 @@ def headline(record: Record, split: str = "train", **labels: Any) -> pd.DataFram
 
 
 def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **labels: Any) -> pd.DataFrame:
-    """The paper's Table 2 for any models: rows as in `ROWS`, and for each model four columns.
+    """The paper's Table 2 for any models: rows as in `ROWS`, and for each model five columns.
 
     Columns, in nats: mean (over images and seeds), mcse (Monte-Carlo error of one seed's mean), images (half width of
     the 95 % bootstrap interval over images, mean over seeds), seeds (half width of the 95 % t-interval over seeds; NaN
-    for one).
+    for one), runs (how many).
     """
     import pandas as pd
 
@@ -116,6 +94,7 @@ def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **lab
                 "mcse": pd.concat([s["mcse"] for s in summaries], axis=1).mean(axis=1),
                 "images": pd.concat([(s["ci_high"] - s["ci_low"]) / 2 for s in summaries], axis=1).mean(axis=1),
                 "seeds": means.std(axis=1) * t95(count - 1) / math.sqrt(count) if count > 1 else math.nan,
+                "runs": count,
             }
         )
     if not columns:
@@ -142,28 +121,64 @@ def show(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
             if not math.isnan(values["seeds"]):
                 text += f" (± {values['seeds']:.{digits}f})"
             cells[row] = text
+        cells["training runs"] = f"{table[label]['runs'].iloc[0]:.0f}"
         out[label] = cells
     return pd.DataFrame(out).fillna("")
 
 
-def published(table: str, root: Path | None = None) -> pd.DataFrame:
-    """A table of published values from `published.yaml`, columns as printed there.
+def gap_figure(groups: Mapping[str, Found], splits: Mapping[str, str]) -> Figure | str:
+    """Both gaps of every model as bars with their intervals over images, a panel for each group.
 
-    Every such number is a transcription that was not checked against the paper, and its header says so.
+    Args:
+        groups: title of a panel -> records by model.
+        splits: "train" or "test" -> what these images are called under the bars.
+
+    Returns:
+        the figure, or a sentence where there are no records at all.
     """
+    from matplotlib import pyplot as plt
+
+    from vaegap import figures
+
+    shown = {title: found for title, found in groups.items() if any(found.values())}
+    if not shown:
+        return "no records of this profile yet"
+    widths = [sum(map(bool, found.values())) * len(splits) for found in shown.values()]
+    size = (1.2 * len(widths) + 1.0 * sum(widths), 3.2)
+    fig, axes = plt.subplots(1, len(shown), figsize=size, squeeze=False, width_ratios=widths, layout="constrained")
+    for ax, (title, found) in zip(axes.flat, shown.items(), strict=True):
+        gaps, spread = {}, {}
+        for split, name in splits.items():
+            table = gap_table(found, split)
+            for label in dict.fromkeys(table.columns.get_level_values(0)):
+                part = table[label].loc[["approximation gap", "amortization gap"]]
+                gaps[f"{label}\n{name}"], spread[f"{label}\n{name}"] = tuple(part["mean"]), tuple(part["images"])
+        figures.gap_bars(gaps, spread, ax=ax)
+        ax.set_title(title)
+    return fig
+
+
+def published(name: str, root: Path | None = None) -> pd.DataFrame:
+    """A table of published values, columns as printed there; `source` says what they are worth."""
     import pandas as pd
+
+    content = _published(name, root)
+    rows = pd.DataFrame(content["columns"]).T
+    rows.columns = pd.Index([ROWS.get(c, c) for c in content["rows"]])
+    return rows.T
+
+
+def source(name: str, root: Path | None = None) -> Caption:
+    """What stands under `published`: who printed the numbers, and whether somebody compared them with the print."""
+    content = _published(name, root)
+    return Caption(f"{content['source']} · {content['status']} · from published.yaml, no run of ours")
+
+
+def _published(name: str, root: Path | None) -> dict[str, Any]:
     import yaml
 
     path = (root or find_root()) / "published.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))[table]
-    rows = pd.DataFrame(content["columns"]).T
-    rows.columns = pd.Index([ROWS.get(c, c) for c in content["rows"]])
-    return rows.T.rename_axis(columns=f"{content['source']} ({content['status']})")
-
-
-def captions(found: Mapping[str, Sequence[Record]]) -> str:
-    """Where the numbers come from: a line a record."""
-    return "\n".join(f"{label}: {record.caption()}" for label, records in found.items() for record in records)
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))[name])
 
 
 def bands(record: Record, split: str) -> tuple[list[int], list[float], list[float], list[float]]:
@@ -210,8 +225,16 @@ def estimates(record: Record) -> pd.DataFrame:
     return values.join(heavy).rename_axis(index=None).sort_values("value").round(3)
 
 
+def verdicts(*ids: str, profile: str) -> pd.DataFrame:
+    """The rows of the claims ledger that belong to some claims, computed from the records of a profile."""
+    from vaegap.lab import claims
+
+    table = claims.ledger(profile)
+    return table[table["claim"].isin(ids)]
+
+
 def ledger(table: pd.DataFrame) -> pd.DataFrame:
-    """The claims ledger to be read: one row a check."""
+    """Rows of the claims ledger to be read: one row a check."""
     from vaegap.lab.claims import describe
 
     def span(bounds: tuple[float, float]) -> str:

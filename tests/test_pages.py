@@ -1,0 +1,170 @@
+"""The book's notebooks: which runs they ask for, what they show without records, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+import yaml
+
+from vaegap.lab import captions, experiments, gathering, grid, parameters, runs, tables
+from vaegap.lab.parameters import ParameterError
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "workflow" / "book.yaml").read_text())
+OWN = {"quickstart"}  # its run is smaller than the tables' are, and its own
+
+matplotlib.use("Agg")
+
+
+class Stop(Exception):
+    """A notebook asked for a run that it cannot do without."""
+
+
+def cells(name: str) -> list[str]:
+    content = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    return ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+
+
+def play(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Run a notebook's code in this process, with these parameters; returns its variables."""
+    declared, *rest = cells(name)
+    injected = "\n".join(["# Parameters", *(f"{key} = {value!r}" for key, value in values.items())])
+    space: dict[str, Any] = {"In": [declared, injected]}
+    for source in (declared, injected, *rest):
+        exec(compile(source.replace(";\n", "\n"), name, "exec"), space)
+    return space
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every run that is asked for is noted, and none is there."""
+    wanted: list[str] = []
+    identify = experiments.identify
+
+    def noted(*arguments: Any, **options: Any) -> str:
+        wanted.append(identify(*arguments, **options))
+        return wanted[-1]
+
+    def refuse(experiment: str, params: dict[str, Any], profile: str) -> None:
+        noted(experiment, params, profile)
+        raise Stop
+
+    monkeypatch.setattr(experiments, "identify", noted)
+    monkeypatch.setattr(experiments, "run", refuse)
+    monkeypatch.setattr(runs, "find", lambda *_: None)
+    monkeypatch.setattr(runs, "list_records", lambda *_: [])
+    return wanted
+
+
+def play_without_records(name: str, values: dict[str, Any]) -> None:
+    try:
+        play(name, values)
+    except Stop:
+        assert values.get("compute", True)
+
+
+@pytest.mark.parametrize("name", BOOK)
+def test_every_run_of_a_page_is_in_the_grid(name: str, asked: list[str]):
+    play_without_records(name, BOOK[name])
+    made = {run for job in grid.load(ROOT / "workflow" / "grid.yaml", "laptop") for run in job.run_ids}
+    assert asked or name == "claims"
+    assert name in OWN or set(asked) <= made, sorted(set(asked) - made)
+
+
+@pytest.mark.parametrize("name", [name for name, values in BOOK.items() if not values.get("compute", True)])
+def test_a_page_without_records_says_so(name: str, asked: list[str], capsys: pytest.CaptureFixture[str]):
+    play(name, BOOK[name])
+    shown = capsys.readouterr().out
+    assert "not there: " in shown
+    assert "undecided at this scale" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("one_model", {"family": "gausian"}, ["family", "gausian", "full_gaussian"]),
+        ("one_model", {"families": []}, ["families", "empty"]),
+        ("one_model", {"activation": "gelu"}, ["activation", "gelu", "tanh"]),
+        ("one_model", {"architecture": "vit"}, ["architecture", "vit", "conv"]),
+        ("one_model", {"latent_dim": 0}, ["latent_dim", "at least 1"]),
+        ("one_model", {"encoder": [200, -1]}, ["encoder", "at least 1"]),
+        ("gaps", {"datasets": []}, ["datasets", "empty"]),
+        ("gaps", {"datasets": ["omniglot"]}, ["datasets", "omniglot", "fashion-mnist"]),
+        ("gaps", {"seeds": []}, ["seeds", "empty"]),
+        ("gaps", {"seeds": [1, 1]}, ["seeds", "twice"]),
+        ("larger_encoder", {"families": ["flow"]}, ["families", "flow", "aux_flow"]),
+        ("entropy_annealing", {"families": []}, ["families", "empty"]),
+        ("generalization", {"variants": ["largest"]}, ["variants", "largest", "larger decoder"]),
+        ("generalization", {"variants": []}, ["variants", "empty"]),
+        ("certificates", {"family": "spline"}, ["family", "spline", "aux_flow"]),
+        ("quickstart", {"num_images": 0}, ["num_images", "at least 2"]),
+        ("posterior_2d", {"drawn": [0, 9999999]}, ["drawn", "9999999", "positions from 0 to 4499"]),
+        ("posterior_2d", {"drawn": []}, ["drawn", "empty"]),
+    ],
+)
+def test_wrong_parameters_are_named(name: str, values: dict[str, Any], words: list[str], asked: list[str]):
+    with pytest.raises(ParameterError) as refusal:
+        play(name, values)
+    assert [word for word in words if word not in str(refusal.value)] == []
+    assert asked == [], "before anything is computed"
+
+
+# ---- captions -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def record() -> runs.Record:
+    """A published one."""
+    return next(r for r in runs.list_records() if r.info["profile"] == "laptop" and r.experiment == "gap_decomposition")
+
+
+def test_caption_of_one_run(record: runs.Record, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(captions.NOTEBOOK, "quickstart")
+    made = record.info["provenance"]
+    text, page = repr(tables.caption(record)), tables.caption(record)._repr_html_()
+    for part in (record.run_id, made["commit"][:9], "laptop", made["processor"]):
+        assert part in text and part in page
+    assert f'href="../results/{record.run_id}/run.json"' in page
+    assert 'href="../_sources/notebooks/quickstart.ipynb"' in page
+
+
+def test_caption_of_several_runs_names_what_is_missing(record: runs.Record):
+    found = gathering.Found()
+    found["A"], found["B"] = [record, record], []
+    found.missing = [("A", 4, "a-laptop-0123456789ab"), ("B", 0, "b-laptop-0123456789ab")]
+    shown = tables.caption({"MNIST": found})
+    assert shown.summary.startswith("from 2 runs · commit ")
+    assert shown.summary.endswith("not there: MNIST, A, seed 4; MNIST, B, seed 0")
+    assert shown._repr_html_().count("<a ") == 2
+    assert "b-laptop-0123456789ab is not there" in shown._repr_html_()
+
+
+def test_caption_escapes_what_it_shows():
+    assert "<b>" not in captions.Caption("a <b>", (("<b>", "", "<b>"),))._repr_html_()
+
+
+def test_tables_and_figures_stand_above_their_captions(record: runs.Record, capsys: pytest.CaptureFixture[str]):
+    found = gathering.Found()
+    found["A"] = [record]
+    tables.with_caption(tables.show(tables.gap_table(found)), found)
+    shown = capsys.readouterr().out
+    assert "training runs" in shown and shown.index("approximation gap") < shown.index(record.run_id)
+    figure = tables.gap_figure({"digits": found}, {"train": "training", "test": "held out"})
+    pictures = captions._pictures(figure)
+    assert pictures["image/svg+xml"].startswith("<?xml") and pictures["image/png"].startswith("iVBOR")
+
+
+def test_nothing_to_draw():
+    empty = gathering.Found()
+    empty["A"] = []
+    assert tables.gap_figure({"digits": empty}, {"train": "training"}) == "no records of this profile yet"
+    assert "no records" in tables.show(tables.gap_table(empty)).to_string()
+
+
+@pytest.mark.parametrize("call", [lambda: tables.some_of("x", [0, 4], 4), lambda: tables.at_least(1, x=0)])
+def test_refusals_name_the_parameter(call: Callable[[], None]):
+    with pytest.raises(parameters.ParameterError, match="'x'"):
+        call()
