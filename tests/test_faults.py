@@ -119,6 +119,59 @@ def test_full_disk_before_a_grid(disk: Callable[..., Path]) -> None:
         runner.run_jobs([job], results)
 
 
+def toy_jobs(number: int, entry: str = "j") -> list[grid.Job]:
+    names = [experiments.identify(toy_lab.TOY, {"seed": seed}) for seed in range(number)]
+    return [grid.Job(f"{entry}{i}", entry, "quick", TESTS / "none.ipynb", {}, (n,)) for i, n in enumerate(names)]
+
+
+def one_toy(job: grid.Job, results: Path) -> list[str]:
+    return [sys.executable, str(TESTS / "toy_lab.py"), "quick", job.id[1:], "3", "0.0", str(results)]
+
+
+def test_disk_that_fills_up_while_a_grid_runs(disk: Callable[..., Path]) -> None:
+    results = disk("size=400k")
+
+    def command(job: grid.Job, folder: Path) -> list[str]:
+        if not (results / "ballast").exists():
+            fill(results)
+        return [sys.executable, "-c", "raise SystemExit(1)"]
+
+    assert [o.state for o in runner.run_jobs(toy_jobs(3), results, command=command)] == ["failed"] * 3
+
+
+@pytest.mark.parametrize("broken", ["_failed", "_work/logs/j1.log"])
+def test_what_cannot_be_written_for_one_job_does_not_end_the_grid(tmp_path: Path, broken: str) -> None:
+    """A plain file where a folder has to be, or the other way round: writing fails as it does on a full disk."""
+    path = tmp_path / broken
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch() if broken == "_failed" else path.mkdir()
+
+    def command(job: grid.Job, folder: Path) -> list[str]:
+        fails = broken == "_failed" and job.id == "j1"
+        return [sys.executable, "-c", "raise SystemExit('it broke')"] if fails else one_toy(job, folder)
+
+    outcomes = {o.job.id: o for o in runner.run_jobs(toy_jobs(3), tmp_path, command=command)}
+    assert {name: o.state for name, o in outcomes.items()} == {"j0": "done", "j1": "failed", "j2": "done"}
+    assert ("it broke" if broken == "_failed" else "could not be started") in outcomes["j1"].reason
+
+
+def test_a_page_whose_note_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "notebook.ipynb").write_text("{}")
+    page = grid.Job("page", "page", "quick", tmp_path / "notebook.ipynb", {})
+    grid.output_of(page, tmp_path).with_suffix(".stamp").mkdir(parents=True)
+    outcomes = runner.run_jobs(
+        [page, *toy_jobs(1)], tmp_path, command=lambda job, folder: one_toy(toy_jobs(1)[0], folder)
+    )
+    assert [o.state for o in outcomes] == ["failed", "done"]
+    assert "the note on what a page was made from" in outcomes[0].reason
+
+
+def test_a_command_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
+    (outcome,) = runner.run_jobs(toy_jobs(1), tmp_path, command=lambda job, folder: ["/nowhere/python"])
+    assert outcome.state == "failed"
+    assert "could not be started" in outcome.reason
+
+
 def test_read_only_results(disk: Callable[..., Path]) -> None:
     results = disk("size=1m")
     record = run(toy_lab.TOY, results=results)

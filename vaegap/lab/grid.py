@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from vaegap.errors import InputError
-from vaegap.lab import experiments, notebook, parameters, runs
+from vaegap.lab import experiments, notebook, parameters, records, runs
 from vaegap.lab.errors import GridError, RecordError
-from vaegap.lab.files import find_results, scratch_folder
+from vaegap.lab.files import find_results, scratch_folder, write_atomic
 from vaegap.lab.records import canonical
 
 __all__ = ["Job", "load", "open_jobs", "output_of", "seconds_left", "stamp", "state", "to_do"]
@@ -246,7 +246,8 @@ def stamp(job: Job, jobs: Sequence[Job], results: Path) -> str:
 def write_stamp(job: Job, jobs: Sequence[Job], results: Path) -> None:
     """Note what a page was made from, beside it."""
     scratch_folder(results)
-    output_of(job, results).with_suffix(".stamp").write_text(stamp(job, jobs, results))
+    text = stamp(job, jobs, results)
+    write_atomic(output_of(job, results).with_suffix(".stamp"), text.encode(), "the note on what a page was made from")
 
 
 def _read_stamp(path: Path) -> str:
@@ -265,7 +266,7 @@ def seconds_left(jobs: Sequence[Job], states: Mapping[str, str], results: Path, 
     took: dict[str, list[float]] = {}
     for job in jobs:
         if states[job.id] in ("done", "stale") and job.run_ids:
-            found = [record for run_id in job.run_ids if (record := runs.find(run_id, results)) is not None]
+            found = [record for run_id in job.run_ids if (record := _readable(run_id, results)) is not None]
             if found:
                 took.setdefault(job.entry, []).append(sum(r.info.get("wall_seconds", 0.0) for r in found))
     total = 0.0
@@ -277,3 +278,11 @@ def seconds_left(jobs: Sequence[Job], states: Mapping[str, str], results: Path, 
                 return None
             total += guess
     return total / max(1, parallel)
+
+
+def _readable(run_id: str, results: Path) -> records.Record | None:
+    """The record of a run; None too where it is damaged, for a guess can do without it."""
+    try:
+        return runs.find(run_id, results)
+    except RecordError:
+        return None

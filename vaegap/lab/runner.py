@@ -17,6 +17,7 @@ from types import FrameType
 from typing import IO, Any
 
 from vaegap.lab import grid, notebook
+from vaegap.lab.errors import LabError
 from vaegap.lab.files import find_results, find_root, scratch_folder, storage_errors
 from vaegap.lab.grid import Job
 
@@ -144,25 +145,32 @@ class _Loop:
             if len(self.running) >= self.parallel:
                 return
             self.waiting.remove(job)
-            self._start(job)
+            try:
+                self._start(job)
+            except (OSError, LabError) as error:  # a full disk, say: the other jobs may fare better
+                self._end(Outcome(job, "failed", 0.0, f"could not be started: {error}"))
 
     def _start(self, job: Job) -> None:
         log = self.folder / "_work" / "logs" / f"{job.id}.log"
-        stream = open(log, "wb")  # noqa: SIM115  # closed when the job ends
         environment = {**os.environ, "VAEGAP_RESULTS": str(self.folder), "PYTHONUNBUFFERED": "1"}
         if self.refresh:  # the notebook is what loads or computes
             environment["VAEGAP_REFRESH"] = "1"
         if self.parallel > 1:  # processes that each take all cores only stand in each other's way
             environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            self.command(job, self.folder),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            cwd=find_root(),
-            env=environment,
-            start_new_session=True,  # a Ctrl-C in the terminal is for us; we pass it on in good order
-        )
+        stream = open(log, "wb")  # noqa: SIM115  # closed when the job ends
+        try:
+            process = subprocess.Popen(
+                self.command(job, self.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=find_root(),
+                env=environment,
+                start_new_session=True,  # a Ctrl-C in the terminal is for us; we pass it on in good order
+            )
+        except BaseException:
+            stream.close()
+            raise
         self.running.append(_Running(job, process, log, stream, time.monotonic()))
         _say(f"start    {job.label}")
 
@@ -171,13 +179,10 @@ class _Loop:
         self.running.remove(one)
         one.stream.close()
         job, seconds = one.job, time.monotonic() - one.since
-        code = one.process.returncode
-        reason = "" if code == 0 else _last_lines(one.log) or f"ended with exit code {code}"
-        if code == 0 and not job.run_ids:
-            grid.write_stamp(job, self.jobs, self.folder)
-        current = grid.state(job, self.results, self.jobs)
-        if code == 0 and current not in ("done", "stale"):
-            reason = f"the notebook ended without a record of {', '.join(job.run_ids)} (now {current})"
+        try:
+            reason = self._what_is_wrong(one)
+        except (OSError, LabError) as error:
+            reason = str(error)
         failures = self.folder / "_failed" / job.id
         if reason:
             self._keep_failure(one, failures, reason)
@@ -186,8 +191,20 @@ class _Loop:
             shutil.rmtree(failures, ignore_errors=True)
             self._end(Outcome(job, "done", seconds))
 
+    def _what_is_wrong(self, one: _Running) -> str:
+        """Why a job whose process has ended is not done; "" if it is."""
+        job, code = one.job, one.process.returncode
+        if code != 0:
+            return _last_lines(one.log) or f"ended with exit code {code}"
+        if not job.run_ids:
+            grid.write_stamp(job, self.jobs, self.folder)
+        current = grid.state(job, self.results, self.jobs)
+        if current in ("done", "stale"):
+            return ""
+        return f"the notebook ended without a record of {', '.join(job.run_ids)} (now {current})"
+
     def _keep_failure(self, one: _Running, target: Path, reason: str) -> None:
-        with contextlib.suppress(OSError):  # the disk may be what failed
+        with contextlib.suppress(OSError, LabError):  # the disk may be what failed
             scratch_folder(self.folder, "_failed")
             target.mkdir(parents=True, exist_ok=True)
             partial = notebook.partial_of(grid.output_of(one.job, self.folder))
