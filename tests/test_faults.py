@@ -14,7 +14,7 @@ import pytest
 import torch
 import toy_lab
 
-from vaegap.lab import checkpoints, experiments, grid, records, runner, runs
+from vaegap.lab import checkpoints, experiments, grid, records, runner, runs, schema
 from vaegap.lab.errors import CheckpointError, RecordError, StorageError
 from vaegap.lab.experiments import Context, run
 
@@ -210,7 +210,9 @@ def test_truncated_checkpoint_stops_a_run_with_its_cure(tmp_path: Path) -> None:
 
 
 def test_record_of_a_newer_schema_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "SCHEMA_VERSION", records.SCHEMA_VERSION + 1)
+    newer = schema.SCHEMA_VERSION + 1
+    for module in (schema, records):
+        monkeypatch.setattr(module, "SCHEMA_VERSION", newer)
     folder = run(toy_lab.TOY, results=tmp_path).folder
     monkeypatch.undo()
     before = {p: p.read_bytes() for p in folder.iterdir()}

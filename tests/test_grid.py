@@ -313,6 +313,18 @@ def test_status_and_run_look_into_the_same_folders(
     assert "1 jobs: 1 done" in CliRunner().invoke(cli.app, ["status", "--grid", *rest]).output
 
 
+@pytest.mark.parametrize("text", ["[]", '{"err', "{}", '{"error": ""}'])
+def test_status_reads_a_damaged_note_on_a_failure(project: Path, text: str) -> None:
+    with pytest.raises(RuntimeError):
+        experiments.run(toy_lab.TOY, {"fail_at": 1}, results=project / "results")
+    (note,) = (project / "results/_work").glob("toy*/failed.json")
+    note.write_text(text)
+    path = write_grid(project, a=entry(parameters={"fail_at": 1}))
+    done = CliRunner().invoke(cli.app, ["status", "--grid", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "cannot be read" in done.output
+
+
 def test_claims_know_the_profiles() -> None:
     done = CliRunner().invoke(cli.app, ["claims", "--profile", "foo"])
     assert done.exit_code == 2

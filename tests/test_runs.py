@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from vaegap.errors import InputError
-from vaegap.lab import experiments, files, locks, provenance, records, runs, sources, verify
+from vaegap.lab import experiments, files, locks, provenance, records, runs, schema, sources, verify
 from vaegap.lab.errors import LockError, RecordError
 from vaegap.lab.experiments import Context, Experiment, run
 
@@ -270,9 +272,39 @@ def rename_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def rewrite(change: Callable[[dict[str, Any], pd.DataFrame], Any]) -> Callable[[Path], None]:
+    """Damage that parquet's own checks do not see: `change` gets the description and the rows."""
+
+    def damage(folder: Path) -> None:
+        table = parquet.read_table(folder / "record.parquet")
+        info, rows = json.loads(table.schema.metadata[b"vaegap"]), table.to_pandas()
+        text = change(info, rows)
+        text = text if isinstance(text, bytes) else json.dumps(info).encode()
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"vaegap": text})
+        parquet.write_table(table, folder / "record.parquet")
+
+    return damage
+
+
+def words(info: dict[str, Any], rows: pd.DataFrame) -> None:
+    rows["value"] = rows["value"].astype(str) + "x"
+
+
+def all_nan(info: dict[str, Any], rows: pd.DataFrame) -> None:
+    rows["value"] = np.nan
+
+
 @pytest.mark.parametrize(
     ("damage", "needed"),
     [
+        (rewrite(lambda info, rows: json.dumps(info).encode()[:-20]), "description inside is damaged"),
+        (rewrite(lambda info, rows: b"[]"), "description inside is damaged"),
+        (rewrite(lambda info, rows: info.pop("run_id")), "no valid run_id"),
+        (rewrite(lambda info, rows: info.pop("science")), "no valid science"),
+        (rewrite(lambda info, rows: info.update(params=3)), "no valid params"),
+        (rewrite(words), "values of the wrong type"),
+        (rewrite(all_nan), "all its values are NaN"),
         (break_table, "cannot be read|not a valid record"),
         (truncate_table, "cannot be read"),
         (foreign_table, "not a record that vaegap wrote"),
@@ -290,6 +322,7 @@ def test_damaged_records_are_refused(damage: Callable[[Path], None], needed: str
 
 
 def test_record_of_a_newer_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
     monkeypatch.setattr(records, "SCHEMA_VERSION", 2)
     name = run(TOY, results=tmp_path).run_id
     monkeypatch.undo()
@@ -297,6 +330,30 @@ def test_record_of_a_newer_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         run(TOY, results=tmp_path)
     assert runs.state(name, tmp_path) == "invalid"
     assert (tmp_path / name / "record.parquet").exists(), "nothing is lost"
+
+
+@pytest.mark.parametrize("text", ["[]", '{"ver', '{"table_token": 1}'])
+def test_damaged_description_beside_the_table_is_no_loss(text: str, tmp_path: Path) -> None:
+    record = run(TOY, results=tmp_path)
+    (record.folder / "run.json").write_text(text)
+    assert not records.read(record.folder).stale
+    token = record.info["table_token"]
+    (record.folder / "run.json").write_text(json.dumps({"table_token": token, "verified": ["x"]}))
+    assert not records.read(record.folder).stale
+
+
+@pytest.mark.parametrize("text", ["[]", '{"seconds": 3', '{"seconds": "x", "attempts": 4}'])
+@pytest.mark.parametrize("profile", ["quick", "laptop"])
+def test_damaged_notes_of_an_attempt_do_not_stop_the_next(text: str, profile: str, tmp_path: Path) -> None:
+    def breaks(ctx: Context) -> list[dict[str, Any]]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(TOY, profile=profile, results=tmp_path, compute=breaks)
+    (note,) = tmp_path.glob("_work/toy*/session.json")
+    note.write_text(text)
+    record = run(TOY, profile=profile, results=tmp_path)
+    assert record.stale == (profile == "laptop"), "it may hold what unknown code computed"
 
 
 def test_missing_description_is_no_loss(tmp_path: Path) -> None:

@@ -252,13 +252,21 @@ def _detail(job: Any, state: str) -> str:
         elif (who := locks.holder(work / "lock")) is not None:
             texts.append(f"{run_id} by process {who.pid} on {who.host}")
         elif (work / "failed.json").is_file():
-            texts.append(json.loads((work / "failed.json").read_text())["error"].splitlines()[0])
+            texts.append(_noted(work / "failed.json"))
         elif (work / "session.json").is_file():
             texts.append("begun, goes on from its checkpoint")
     error = folder / "_failed" / job.id / "error.txt"
     if state == "failed" and not texts and error.is_file():
         texts.append(f"see {error.parent}")
     return f"  [{'; '.join(texts)}]" if texts else ""
+
+
+def _noted(path: Path) -> str:
+    """The first line of the note that a failed run left."""
+    try:
+        return str(json.loads(path.read_text())["error"]).splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return f"failed; its note {path} cannot be read"
 
 
 @app.command()

@@ -19,39 +19,12 @@ from typing import TYPE_CHECKING, Any
 from vaegap.lab import provenance
 from vaegap.lab.errors import RecordError
 from vaegap.lab.files import write_atomic
+from vaegap.lab.schema import COLUMNS, SCHEMA_VERSION, canonical, check, complete, cure, describe
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["COLUMNS", "SCHEMA_VERSION", "Record", "canonical", "complete", "mend", "read", "write", "write_description"]
-
-SCHEMA_VERSION = 1
-COLUMNS: dict[str, str] = {  # name -> pandas type
-    "run_id": "string",
-    "experiment": "string",
-    "claim": "string",  # the claim of the ledger that the row bears on, or ""
-    "dataset": "string",
-    "split": "string",
-    "model": "string",
-    "family": "string",
-    "encoder": "string",
-    "decoder": "string",
-    "seed": "Int64",
-    "profile": "string",
-    "image": "string",  # "mean" over the images, or the position of one of them
-    "metric": "string",
-    "value": "float64",
-    "mcse": "float64",  # Monte Carlo standard error, in the same unit
-    "num_samples": "Int64",
-    "khat": "float64",
-    "ess": "float64",
-    "bound": "string",  # "lower", "upper", "exact" or ""
-    "unit": "string",
-    "schema_version": "Int64",
-}
-_REQUIRED = ("run_id", "experiment", "profile", "image", "metric", "value", "unit", "schema_version")
-_KEY = ("claim", "dataset", "split", "model", "family", "encoder", "decoder", "seed", "image", "metric", "num_samples")
-_BOUNDS = {"lower", "upper", "exact", ""}
 
 
 @dataclass(frozen=True)
@@ -125,7 +98,7 @@ class Record:
         if name not in kept:
             raise RecordError(f"{self.run_id}: kept no {name}; it has {', '.join(kept) or 'no files'}")
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != kept[name]:
-            raise RecordError(f"{path}: is missing or not the file that the run wrote. {_cure(self.folder)}")
+            raise RecordError(f"{path}: is missing or not the file that the run wrote. {cure(self.folder)}")
         return path
 
     def caption(self) -> str:
@@ -156,16 +129,15 @@ def read(folder: str | os.PathLike[str]) -> Record:
         table = parquet.read_table(path, use_threads=False, page_checksum_verification=True)
         inside = (table.schema.metadata or {}).get(b"vaegap")
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: cannot be read ({str(error).splitlines()[0]}). {_cure(folder)}") from None
+        raise RecordError(f"{path}: cannot be read ({str(error).splitlines()[0]}). {cure(folder)}") from None
     if inside is None:
-        raise RecordError(f"{path}: is not a record that vaegap wrote. {_cure(folder)}")
-    info = json.loads(inside)
-    _check_version(path, info.get("schema_version"))
-    rows = table.to_pandas()
-    rows = _check(rows, info, folder)
-    beside = _beside(folder / "run.json")
+        raise RecordError(f"{path}: is not a record that vaegap wrote. {cure(folder)}")
+    info = describe(path, inside)
+    rows = check(table.to_pandas(), info, folder)
+    beside = description_beside(folder / "run.json")
     if beside.get("table_token") == info.get("table_token"):
-        info["verified"] = beside.get("verified")
+        mark = beside.get("verified")
+        info["verified"] = mark if isinstance(mark, dict) and isinstance(mark.get("science"), dict) else None
     return Record(info["run_id"], rows, info, folder)
 
 
@@ -198,7 +170,7 @@ def write(
         write_atomic(folder / name, data, "a file of the record")
     token = hashlib.sha256(os.urandom(16)).hexdigest()[:16]  # ties run.json to this very table
     full = {"schema_version": SCHEMA_VERSION, **canonical(info), "artifacts": kept, "table_token": token}
-    table = _check(table, full, folder)
+    table = check(table, full, folder)
     write_atomic(folder / "record.parquet", _to_parquet(table, full), "the record")
     write_description(folder, {**full, "num_rows": len(table)})
     return read(folder)
@@ -209,47 +181,12 @@ def write_description(folder: Path, info: Mapping[str, Any]) -> None:
     write_atomic(folder / "run.json", (json.dumps(info, indent=1) + "\n").encode(), "the record's description")
 
 
-def canonical(value: Any) -> Any:
-    """A parameter as JSON knows it: tuples become lists, NumPy's numbers plain ones, paths text.
-
-    Raises:
-        TypeError: it is something that JSON cannot hold.
-    """
-    if isinstance(value, Mapping):
-        return {str(name): canonical(value[name]) for name in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, str | bytes):
-        return canonical(value.item())
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(f"a run's parameter must be text, a number, a list or a mapping of them, not {value!r}")
-
-
-def _cure(folder: Path) -> str:
-    return (
-        f"If it is a published one, get it back (git checkout -- {folder.name}, in {folder.parent}); else delete it "
-        f"(rm -r {folder}) and run it again."
-    )
-
-
-def _check_version(path: Path, version: Any) -> None:
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise RecordError(
-            f"{path}: was written by a newer vaegap (schema version {version}; this one reads up to {SCHEMA_VERSION}). "
-            "Update the package: git pull, or pip install --upgrade vaegap."
-        )
-    if version != SCHEMA_VERSION:
-        raise RecordError(f"{path}: has the schema version {version!r}, not {SCHEMA_VERSION}. {_cure(path.parent)}")
-
-
-def _beside(path: Path) -> dict[str, Any]:
+def description_beside(path: Path) -> dict[str, Any]:
+    """What run.json says; nothing where it is missing or damaged, for the table is complete in itself."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}  # the table is complete in itself
+        return {}
     return found if isinstance(found, dict) else {}
 
 
@@ -257,64 +194,8 @@ def mend(record: Record) -> None:
     """Write the run.json of a record whose process was killed before it came to that."""
     for leftover in record.folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
-    if _beside(record.folder / "run.json").get("table_token") != record.info["table_token"]:
+    if description_beside(record.folder / "run.json").get("table_token") != record.info["table_token"]:
         write_description(record.folder, {**record.info, "num_rows": len(record.rows)})
-
-
-def complete(rows: pd.DataFrame | Iterable[Mapping[str, Any]], info: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows with all columns, in order and typed; what is the same for the whole run comes from its parameters."""
-    import pandas as pd
-
-    table = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame([dict(row) for row in rows], dtype=object)
-    unknown = [str(name) for name in table.columns if name not in COLUMNS]
-    if unknown:
-        raise RecordError(f"{info['run_id']}: no such columns: {', '.join(unknown)}; a record has {', '.join(COLUMNS)}")
-    fixed = {name: info[name] for name in ("run_id", "experiment", "profile")} | {"schema_version": SCHEMA_VERSION}
-    params = {name: info["params"].get(name) for name in ("dataset", "split", "model", "family", "seed")}
-    usual = {name: "" for name, kind in COLUMNS.items() if kind == "string"} | {"image": "mean"}
-    usual |= {name: value for name, value in params.items() if not isinstance(value, list | dict | type(None))}
-    for name in COLUMNS:
-        given = list(table[name]) if name in table and name not in fixed else [None] * len(table)
-        default = fixed.get(name, usual.get(name))
-        table[name] = pd.Series([default if _absent(value) else value for value in given], table.index, dtype=object)
-    table["image"] = table["image"].map(lambda image: str(image).removesuffix(".0"))  # 7.0, where a column had gaps
-    try:
-        return table[list(COLUMNS)].astype(COLUMNS).reset_index(drop=True)
-    except (ValueError, TypeError) as error:
-        raise RecordError(f"{info['run_id']}: a column holds values of the wrong type: {error}") from None
-
-
-def _check(rows: pd.DataFrame, info: Mapping[str, Any], folder: Path) -> pd.DataFrame:
-    """Refuse a table that is not one run's complete record."""
-    problems = []
-    missing = [name for name in COLUMNS if name not in rows]
-    if missing:
-        problems.append(f"it has no columns {', '.join(missing)}")
-    elif not len(rows):
-        problems.append("it has no rows")
-    else:
-        rows = rows.astype(COLUMNS)
-        wrong = [name for name in ("run_id", "experiment", "profile") if (rows[name] != info.get(name)).any()]
-        problems += [f"{name} differs from the description's {info.get(name)!r}" for name in wrong]
-        problems += [f"{name} is empty in some row" for name in _REQUIRED if name != "value" and _blank(rows[name])]
-        problems += [] if rows["bound"].isin(_BOUNDS).all() else ["bound must be lower, upper, exact or empty"]
-        twice = rows.duplicated(list(_KEY))
-        if twice.any():
-            problems.append(f"two rows for {rows.loc[twice.idxmax(), ['metric', 'image', 'family']].to_dict()}")
-    if info.get("run_id") != folder.name:
-        problems.append(f"it belongs to the run {info.get('run_id')}")
-    if problems:
-        raise RecordError(f"{folder / 'record.parquet'}: not a valid record: {'; '.join(problems)}. {_cure(folder)}")
-    return rows
-
-
-def _absent(value: Any) -> bool:
-    """None, pandas' NA, or NaN."""
-    return value is None or str(value) == "<NA>" or (isinstance(value, float) and value != value)
-
-
-def _blank(column: pd.Series) -> bool:
-    return bool((column.isna() | (column.astype("string") == "")).any())
 
 
 def _to_parquet(table: pd.DataFrame, info: Mapping[str, Any]) -> bytes:

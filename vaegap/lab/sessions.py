@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from vaegap.lab import provenance
 from vaegap.lab.files import scratch_folder, write_atomic
@@ -29,10 +30,7 @@ class Session:
         self.start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         scratch_folder(self._path.parents[2])
         self._failed.unlink(missing_ok=True)
-        try:
-            earlier = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            earlier = None
+        earlier = self._earlier()
         if earlier is not None and not keep and earlier["science"] != self.science:
             empty(self._path.parent)
             earlier = None
@@ -42,6 +40,20 @@ class Session:
         self._since, self._begun = time.monotonic(), True
         self.beat()
         return earlier is not None
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """What the last attempt wrote; None where there was none. Damaged, its code counts as another one's."""
+        try:
+            found = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            found = {}
+        if not isinstance(found, dict):
+            found = {}
+        fresh: dict[str, Any] = {"seconds": 0.0, "attempts": 1, "start": self.start}
+        fresh["science"] = dict.fromkeys(self.science, "unknown")
+        return {name: found[name] if isinstance(found.get(name), type(v)) else v for name, v in fresh.items()}
 
     def seconds(self) -> float:
         """Wall time of all attempts; of a killed one up to its last sign of life."""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from vaegap.errors import InputError
 from vaegap.lab import experiments, provenance, records
 from vaegap.lab.errors import LabError, RecordError
 from vaegap.lab.files import find_results
 from vaegap.lab.records import Record
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["Verdict", "verify", "verify_record"]
 
@@ -114,11 +109,7 @@ def _clear(record: Record, rows: int, largest: float) -> None:
         "commit": provenance.collect()["commit"],
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    path: Path = record.folder / "run.json"
-    try:
-        description = json.loads(path.read_text())
-    except (OSError, ValueError):
-        description = {}
+    description = records.description_beside(record.folder / "run.json")
     if description.get("table_token") != record.info["table_token"]:
         description = {name: value for name, value in record.info.items() if name != "verified"}
     if not mark["science"]:
