@@ -115,6 +115,19 @@ def test_combinations_profiles_and_dependencies(project: Path) -> None:
         ({"a": entry(depends=["b"]), "b": entry(depends=["a"])}, "in a circle: a -> b -> a"),
         ({"a": {"notebook": "n.ipynb"}}, "needs `notebook:` and `profiles:`"),
         ({"a": 3}, "must be a mapping"),
+        ({"a/b": entry()}, "a/b.*letters, digits"),
+        ({"..": entry()}, "begins with a letter or digit"),
+        ({"a": entry(notebook=3)}, "needs `notebook:`.*a file"),
+        ({"a": entry(profiles=["quick"])}, "needs `notebook:` and `profiles:`"),
+        ({"a": entry(experiment=7)}, "experiment must be a list of names.*not 7"),
+        ({"a": entry(depends=7)}, "depends must be a list of names.*not 7"),
+        ({"a": entry(depends="xyz")}, "depends must be a list of names.*not 'xyz'"),
+        ({"a": entry(parameters=["seed"])}, r"parameters must be a mapping.*not \['seed'\]"),
+        ({"a": entry(parameters={"seed": []})}, "list of values of 'seed' is empty"),
+        ({"a": entry(parameters={"seed": [1, 2, 1]})}, "'seed' has the same value twice"),
+        ({"a": entry(profiles={"quick": {"minutes": "abc"}})}, "quick: minutes must be a number.*not 'abc'"),
+        ({"a": entry(profiles={"quick": {"parameters": 3}})}, "quick: parameters must be a mapping"),
+        ({"a": entry(profiles={"quick": 3})}, "quick must be a mapping"),
     ],
 )
 def test_wrong_grid_files(project: Path, entries: dict[str, Any], needed: str) -> None:
@@ -128,6 +141,9 @@ def test_unreadable_grid_files(project: Path) -> None:
         grid.load(path, "quick")
     path.write_text("experiments: [")
     with pytest.raises(GridError, match="cannot be read"):
+        grid.load(path, "quick")
+    path.write_text("experiments: {}\nexperimets: {}")
+    with pytest.raises(GridError, match="not also experimets"):
         grid.load(path, "quick")
     path.write_text("- a\n- b\n")
     with pytest.raises(GridError, match="one mapping"):

@@ -1,20 +1,4 @@
-"""The grid file: every experiment of the book as notebook × parameters × profile, and how far each of them is.
-
-    experiments:
-      gaps:                                # any name
-        notebook: notebooks/gaps.ipynb
-        experiment: gaps                   # the run whose record the notebook leaves; a list, if it leaves several
-        depends: [training]                # run after these; only the jobs that agree on the parameters they share
-        parameters:                        # lists of values: every combination is a job
-          family: [gaussian, flow]
-        profiles:                          # in which profiles it runs, and what is different there
-          quick: {parameters: {dataset: [mnist-5k]}, minutes: 1}
-          laptop: {parameters: {dataset: [mnist, fashion-mnist], seed: [0, 1, 2]}, minutes: 25}
-
-A value that is itself a list is written in double brackets: `hidden: [[200, 200]]`. `minutes` is a guess for the time
-left, used until a first record tells better. An entry without `experiment` is a page that only draws: it runs again
-when its notebook or the records before it have changed.
-"""
+"""The jobs of a grid file (`gridfile` tells how it is written), and how far each of them is."""
 
 from __future__ import annotations
 
@@ -28,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vaegap.errors import InputError
-from vaegap.lab import experiments, notebook, parameters, records, runs
+from vaegap.lab import experiments, gridfile, notebook, parameters, records, runs
 from vaegap.lab.errors import GridError, RecordError
 from vaegap.lab.files import find_results, scratch_folder, write_atomic
 from vaegap.lab.records import canonical
 
 __all__ = ["Job", "load", "open_jobs", "output_of", "seconds_left", "stamp", "state", "to_do"]
-
-_ENTRY = {"notebook", "experiment", "depends", "parameters", "profiles", "title"}
-_PROFILE = {"parameters", "minutes"}
 
 
 @dataclass(frozen=True)
@@ -79,73 +60,19 @@ def load(path: str | os.PathLike[str], profile: str) -> list[Job]:
     path = Path(path)
     if profile not in experiments.PROFILES:
         raise GridError(f"profile must be one of {', '.join(experiments.PROFILES)}, not {profile!r}")
-    entries = _read(path)
+    entries = gridfile.read(path, experiments.PROFILES)
     jobs: dict[str, list[Job]] = {}
-    for name in _ordered(path, entries):
+    for name in gridfile.ordered(path, entries):
         entry = entries[name]
         if profile in entry["profiles"]:
             jobs[name] = [_with_depends(job, entry, jobs) for job in _expand(path, name, entry, profile)]
     return [job for group in jobs.values() for job in group]
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GridError(f"{path}: there is no such grid file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise GridError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("experiments"), dict):
-        raise GridError(f"{path}: a grid file has one mapping `experiments:`, from names to entries")
-    for name, entry in content["experiments"].items():
-        _check_keys(path, name, entry, _ENTRY)
-        if "notebook" not in entry or not isinstance(entry.get("profiles"), dict):
-            raise GridError(f"{path}: entry {name!r} needs `notebook:` and `profiles:`")
-        for profile, settings in entry["profiles"].items():
-            if profile not in experiments.PROFILES:
-                raise GridError(
-                    f"{path}: entry {name!r}: profile must be one of {experiments.PROFILES}, not {profile!r}"
-                )
-            entry["profiles"][profile] = settings or {}
-            _check_keys(path, f"{name}: {profile}", settings or {}, _PROFILE)
-    return dict(content["experiments"])
-
-
-def _check_keys(path: Path, name: str, entry: Any, allowed: set[str]) -> None:
-    if not isinstance(entry, dict):
-        raise GridError(f"{path}: entry {name!r} must be a mapping")
-    unknown = [str(key) for key in entry if key not in allowed]
-    if unknown:
-        raise GridError(
-            f"{path}: entry {name!r} has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(allowed))}"
-        )
-
-
-def _ordered(path: Path, entries: Mapping[str, Any]) -> list[str]:
-    """The entries, each after those it depends on."""
-    order: list[str] = []
-
-    def visit(name: str, above: tuple[str, ...]) -> None:
-        if name in above:
-            raise GridError(f"{path}: entries depend on each other in a circle: {' -> '.join((*above, name))}")
-        if name not in entries:
-            raise GridError(f"{path}: entry {above[-1]!r} depends on {name!r}, which is not there")
-        for other in entries[name].get("depends") or []:
-            visit(other, (*above, name))
-        if name not in order:
-            order.append(name)
-
-    for name in entries:
-        visit(name, ())
-    return order
-
-
 def _expand(path: Path, name: str, entry: Mapping[str, Any], profile: str) -> list[Job]:
     settings = entry["profiles"][profile]
     values = {**(entry.get("parameters") or {}), **(settings.get("parameters") or {})}
-    lists = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
+    lists = {key: _as_list(value) or [None] for key, value in values.items()}
     source = (path.parent / entry["notebook"]).resolve()
     if not source.exists():  # paths are relative to the grid file's folder or to the one above it
         source = (path.parent.parent / entry["notebook"]).resolve()
