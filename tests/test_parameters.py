@@ -12,7 +12,7 @@ import pytest
 
 from vaegap.lab import parameters
 from vaegap.lab.errors import GridError
-from vaegap.lab.parameters import ParameterError, check, check_values, declared_in, read_notebook
+from vaegap.lab.parameters import ParameterError, Rule, check, check_values, declared_in, read_notebook
 
 CELL = """profile: str = "quick"  # how large: quick, laptop or paper
 seed: int = 0  # of the random numbers
@@ -64,12 +64,47 @@ def test_declared_parameters_agree_with_papermill(tmp_path: Path) -> None:
 )
 def test_refused(given: dict[str, Any], needed: str) -> None:
     with pytest.raises(ParameterError, match=needed):
-        check_values(declared_in(CELL), given, choices={"profile": ("quick", "laptop", "paper")})
+        check_values(declared_in(CELL), given, rules={"profile": ("quick", "laptop", "paper")})
+
+
+LISTS = "seeds: list[int] = [0]\nvariants: list[str] = ['flow']\nwidth: int = 4\nnumber: int = None"
+RULES = {
+    "seeds": Rule(low=0, high=9, least=1, distinct=True),
+    "variants": Rule(("standard", "flow"), least=1),
+    "width": Rule(low=1),
+    "number": Rule(low=1),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"seeds": []}, r"'seeds' must be a list of at least 1 item, not \[\]"),
+        ({"seeds": [0, -1]}, r"'seeds' must be at least 0, not \[0, -1\]"),
+        ({"seeds": [10]}, "at most 9"),
+        ({"seeds": [1, 2, 1]}, "without repetitions"),
+        ({"variants": ["standard", "flwo"]}, "'variants' must be one of standard, flow, not"),
+        ({"variants": []}, "at least 1 item"),
+        ({"width": 0}, "'width' must be at least 1, not 0"),
+        ({"number": 0}, "'number' must be at least 1"),
+    ],
+)
+def test_rules(given: dict[str, Any], needed: str) -> None:
+    with pytest.raises(ParameterError, match=needed):
+        check_values(declared_in(LISTS), given, rules=RULES)
+    with pytest.raises(ParameterError, match=needed):
+        ((name, value),) = given.items()
+        check({"In": [LISTS, f"# Parameters\n{name} = {value!r}"], **given}, **RULES)
+
+
+def test_rules_allow_what_they_should() -> None:
+    allowed = {"seeds": [3, 0], "variants": ["flow", "flow"], "width": 1, "number": None}
+    check_values(declared_in(LISTS), allowed, rules=RULES)
 
 
 def test_accepted() -> None:
     given = {"seed": 3, "rate": 1, "flag": True, "hidden": [], "epochs": None, "profile": "laptop"}
-    check_values(declared_in(CELL), given, choices={"profile": ("quick", "laptop", "paper")})
+    check_values(declared_in(CELL), given, rules={"profile": ("quick", "laptop", "paper")})
     check_values(declared_in("a: dict[str, int] = {}\nb: tuple[int, str] = (1, 'x')"), {"a": {"x": 1}, "b": [1, "y"]})
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from vaegap.errors import InputError
 from vaegap.lab.errors import GridError
 
-__all__ = ["Parameter", "ParameterError", "check", "check_values", "declared_in", "read_notebook"]
+__all__ = ["Parameter", "ParameterError", "Rule", "check", "check_values", "declared_in", "read_notebook"]
 
 _INJECTED = "# Parameters"  # how papermill begins the cell that it puts in
 _TYPES: dict[str, Any] = {t.__name__: t for t in (str, int, float, bool, list, dict, tuple)} | {
@@ -69,6 +69,43 @@ class Parameter:
         if not self.type or (value is None and self.default == "None"):
             return True
         return _matches(value, eval(self.type, {"__builtins__": {}}, dict(_TYPES)))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values of a parameter are allowed, beyond its type; of a list, which its items may be. None passes.
+
+    Attributes:
+        choices: the allowed values; any where it is empty.
+        low, high: bounds of a number, both included.
+        least: how many items a list has at least.
+        distinct: whether each item of a list has to be another.
+
+    Example:
+        >>> check(globals(), seeds=Rule(low=0, least=1, distinct=True), variants=Rule(("standard", "flow"), least=1))
+    """
+
+    choices: Collection[Any] = ()
+    low: float | None = None
+    high: float | None = None
+    least: int = 0
+    distinct: bool = False
+
+    def demand(self, value: Any) -> str:
+        """What the value would have to be, and is not: "one of quick, laptop, paper"; "" if it is allowed."""
+        is_list = isinstance(value, list | tuple)
+        items = [item for item in value if item is not None] if is_list else [] if value is None else [value]
+        if self.choices and any(item not in self.choices for item in items):
+            return f"one of {', '.join(map(str, self.choices))}"
+        if self.low is not None and any(item < self.low for item in items):
+            return f"at least {self.low}"
+        if self.high is not None and any(item > self.high for item in items):
+            return f"at most {self.high}"
+        if is_list and len(value) < self.least:
+            return f"a list of at least {self.least} item{'s' if self.least > 1 else ''}"
+        if is_list and self.distinct and any(item in items[:i] for i, item in enumerate(items)):
+            return "a list without repetitions"
+        return ""
 
 
 def declared_in(source: str) -> dict[str, Parameter]:
@@ -116,7 +153,7 @@ def check_values(
     declared: Mapping[str, Parameter],
     given: Mapping[str, Any],
     what: str = "this notebook",
-    choices: Mapping[str, Collection[Any]] | None = None,
+    rules: Mapping[str, Rule | Collection[Any]] | None = None,
 ) -> None:
     """Compare values with what is declared.
 
@@ -124,10 +161,11 @@ def check_values(
         declared: as from `read_notebook`.
         given: the values, by name.
         what: what has these parameters, for the message.
-        choices: for some names, the values that are allowed.
+        rules: for some names, what is allowed: a `Rule`, or the values (of a list: of its items) themselves.
 
     Raises:
-        ParameterError: an unknown name or a value of the wrong type; the message tells which and what is expected.
+        ParameterError: an unknown name, a value of the wrong type or one that is not allowed; the message tells which
+            and what is expected.
     """
     for name, value in given.items():
         if name not in declared:
@@ -140,21 +178,22 @@ def check_values(
                 f"parameter {name!r} of {what} must be {declared[name].type}, such as {declared[name].default}, "
                 f"not {value!r} ({type(value).__name__})"
             )
-        allowed = (choices or {}).get(name, ())
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if allowed and item is not None and item not in allowed:
-                raise ParameterError(f"parameter {name!r} must be one of {', '.join(map(str, allowed))}, not {item!r}")
+        rule = (rules or {}).get(name, ())
+        demand = (rule if isinstance(rule, Rule) else Rule(rule)).demand(value)
+        if demand:
+            raise ParameterError(f"parameter {name!r} must be {demand}, not {value!r}")
 
 
-def check(namespace: Mapping[str, Any], **choices: Collection[Any]) -> None:
-    """Refuse parameters that this notebook does not have, and values of the wrong type.
+def check(namespace: Mapping[str, Any], **rules: Rule | Collection[Any]) -> None:
+    """Refuse parameters that this notebook does not have, values of the wrong type, and those that are not allowed.
 
     To be called in the first code cell after the parameters, as `check(globals())`. It looks at the cells that the
     kernel has run: the last one that only declares variables, and what papermill put behind it.
 
     Args:
         namespace: the notebook's `globals()`.
-        choices: for some parameters, the values that are allowed: `check(globals(), profile=("quick", "laptop"))`.
+        rules: for some parameters, the values that are allowed: `check(globals(), profile=("quick", "laptop"))`, for
+            lists and numbers also a `Rule`: `seeds=Rule(low=0, least=1)`.
 
     Raises:
         ParameterError: the message names the parameter, what was given and what is expected.
@@ -169,7 +208,7 @@ def check(namespace: Mapping[str, Any], **choices: Collection[Any]) -> None:
             injected |= set(declared_in(source))
     if declared:
         names = [*injected, *(name for name in declared if name not in injected)]
-        check_values(declared, {name: namespace[name] for name in names if name in namespace}, choices=choices)
+        check_values(declared, {name: namespace[name] for name in names if name in namespace}, rules=rules)
 
 
 def _only_declares(source: str) -> bool:
