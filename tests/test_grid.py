@@ -341,6 +341,15 @@ def test_status_reads_a_damaged_note_on_a_failure(project: Path, text: str) -> N
     assert "cannot be read" in done.output
 
 
+def test_status_says_what_is_wrong_with_an_invalid_record(project: Path) -> None:
+    record = experiments.run(toy_lab.TOY, results=project / "results")
+    (record.folder / "record.parquet").write_bytes(b"x")
+    other = str(project / "results")
+    done = CliRunner().invoke(cli.app, ["status", "--grid", str(write_grid(project, a=entry())), "--results", other])
+    assert "invalid  a" in done.output and "record.parquet: cannot be read" in done.output
+    assert f"--results {other}" in done.output, "the command that goes on"
+
+
 def test_claims_know_the_profiles() -> None:
     done = CliRunner().invoke(cli.app, ["claims", "--profile", "foo"])
     assert done.exit_code == 2

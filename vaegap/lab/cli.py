@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from vaegap.lab import cli_audit
+from vaegap.lab import cli_audit, cli_run
 
-if TYPE_CHECKING:
-    from vaegap.lab.parameters import Parameter
-
-__all__ = ["app", "parse_value"]
+__all__ = ["app"]
 
 app = typer.Typer(
     help="Inference gaps of VAEs: run the experiments, see how far they are, check what they claim.",
@@ -38,20 +32,6 @@ class Profile(StrEnum):
     quick = "quick"
     laptop = "laptop"
     paper = "paper"
-
-
-class _Pairs(TyperCommand):
-    """Lets `-p NAME VALUE` be written as papermill writes it, besides `-p NAME=VALUE`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Join the two words behind each `-p`."""
-        joined, rest = list[str](), list(args)
-        while rest:
-            word = rest.pop(0)
-            if word in ("-p", "--parameter") and len(rest) >= 2 and rest[0].isidentifier():
-                word, rest = f"--parameter={rest[0]}={rest[1]}", rest[2:]
-            joined.append(word)
-        return super().parse_args(ctx, joined)
 
 
 def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,7 +64,7 @@ _REFRESH = (
 )
 
 
-@app.command(cls=_Pairs)
+@app.command(cls=cli_run.Pairs)
 @_clear_errors
 def run(
     target: Annotated[Path, typer.Argument(help="A notebook (.ipynb), or a grid file (.yaml) of many.")],
@@ -112,92 +92,17 @@ def run(
     if target.suffix in (".yaml", ".yml"):
         if parameter or output:
             raise typer.BadParameter("-p and -o are for a single notebook; a grid's parameters stand in its file")
-        _run_grid(target, profile.value, jobs, only or [], refresh, dry_run)
+        cli_run.run_grid(target, profile.value, jobs, only or [], refresh, dry_run)
     else:
         if jobs > 1 or only:
             raise typer.BadParameter("--jobs and --only are for a grid file (.yaml), which has many notebooks")
-        _run_notebook(target, profile.value, parameter or [], output, refresh, dry_run)
+        cli_run.run_notebook(target, profile.value, parameter or [], output, refresh, dry_run)
 
 
 def _use(results: Path | None) -> None:
     """Make a folder that was named this process's results, and its children's, as if the environment named it."""
     if results is not None:
         os.environ["VAEGAP_RESULTS"] = str(results.resolve())
-
-
-def _run_notebook(
-    target: Path, profile: str, given: list[str], output: Path | None, refresh: bool, dry_run: bool
-) -> None:
-    from vaegap.lab import notebook, parameters
-    from vaegap.lab.files import find_results, scratch_folder
-
-    declared = parameters.read_notebook(target)
-    values = _values(declared, given)
-    if "profile" in declared:
-        values.setdefault("profile", profile)
-    parameters.check_values(declared, values, f"notebook {target.name}")
-    if dry_run:
-        typer.echo(f"would run {target} with {', '.join(f'{n}={v!r}' for n, v in values.items()) or 'its defaults'}")
-        return
-    if output is None:
-        output = scratch_folder(find_results()) / "notebooks" / target.name
-    if refresh:
-        os.environ["VAEGAP_REFRESH"] = "1"
-    try:
-        notebook.execute(target, output, values)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from its last checkpoint", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(f"executed copy: {output}")
-
-
-def _values(declared: Mapping[str, Parameter], given: list[str]) -> dict[str, Any]:
-    values = {}
-    for item in given:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"-p takes a name and a value, such as `-p seed 1`, not {item!r}")
-        values[name] = parse_value(text, declared[name].type if name in declared else "")
-    return values
-
-
-def parse_value(text: str, kind: str = "") -> Any:
-    """A value from the command line: text where text is declared, else whatever Python would read, else text.
-
-    Example:
-        >>> parse_value("1e-3", "float"), parse_value("7", "str"), parse_value("[200, 200]"), parse_value("true")
-        (0.001, '7', [200, 200], True)
-    """
-    if kind == "str":
-        return text
-    try:
-        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _run_grid(target: Path, profile: str, parallel: int, only: list[str], refresh: bool, dry_run: bool) -> None:
-    from vaegap.lab import grid, runner
-    from vaegap.lab.errors import GridError
-
-    jobs = grid.load(target, profile)
-    if only:
-        unknown = [name for name in only if name not in {j.entry for j in jobs} | {j.id for j in jobs}]
-        if unknown:
-            raise GridError(f"{target}: no entry or job {', '.join(unknown)} under the profile {profile}")
-    chosen = [job for job in jobs if not only or job.entry in only or job.id in only]
-    if dry_run:
-        for job in chosen:
-            typer.echo(f"{grid.state(job, None, jobs):8s} {job.id:40s} {job.label}")
-        return
-    outcomes = runner.run_jobs(jobs, parallel=parallel, refresh=refresh, only={job.id for job in chosen})
-    counts = Counter(outcome.state for outcome in outcomes)
-    if outcomes:
-        typer.echo(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
-    if counts["stopped"]:
-        raise typer.Exit(130)
-    if counts["failed"] or counts["blocked"]:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -210,63 +115,10 @@ def status(
     results: ResultsOption = None,
 ) -> None:
     """How far the experiments are: done, running, failed, missing, stale; and how long the rest will take."""
-    from vaegap.lab import grid
-    from vaegap.lab.files import find_results, find_root
+    from vaegap.lab.files import find_root
 
     _use(results)
-    path = grid_file or find_root() / "workflow" / "grid.yaml"
-    listed = grid.load(path, profile.value)
-    states = {job.id: grid.state(job, None, listed) for job in listed}
-    left = grid.seconds_left(listed, states, find_results(), jobs)
-    counts = Counter(states.values())
-    unfinished = {job.id for job in grid.open_jobs(listed, states)}
-    if as_json:
-        rows = [
-            {"job": j.id, "entry": j.entry, "label": j.label, "state": states[j.id], "to_do": j.id in unfinished}
-            | {"run_ids": j.run_ids, "depends": j.depends, "minutes": j.minutes}
-            for j in listed
-        ]
-        typer.echo(json.dumps({"jobs": rows, "counts": counts, "seconds_left": left}, indent=1))
-        return
-    for job in listed:
-        typer.echo(f"{states[job.id]:8s} {job.label}{_detail(job, states[job.id])}")
-    typer.echo(f"{len(listed)} jobs: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
-    if unfinished:
-        typer.echo(f"time left: about {left / 60:.0f} min" if left is not None else "time left: not known yet")
-        typer.echo(f"to go on: vaegap run {os.path.relpath(path)} --profile {profile.value}")
-    if counts["stale"] and profile.value != "quick":
-        typer.echo("stale: code has changed since; `vaegap verify` checks whether the numbers still hold")
-
-
-def _detail(job: Any, state: str) -> str:
-    from vaegap.lab import locks, runs
-    from vaegap.lab.files import find_results, work_folder
-
-    folder = find_results()
-    texts = []
-    for run_id in job.run_ids:
-        work = work_folder(folder, run_id)
-        if state in ("done", "stale"):
-            record = runs.find(run_id)
-            texts.append(f"{run_id}" + (f" (changed: {', '.join(record.changed)})" if record and record.stale else ""))
-        elif (who := locks.holder(work / "lock")) is not None:
-            texts.append(f"{run_id} by process {who.pid} on {who.host}")
-        elif (work / "failed.json").is_file():
-            texts.append(_noted(work / "failed.json"))
-        elif (work / "session.json").is_file():
-            texts.append("begun, goes on from its checkpoint")
-    error = folder / "_failed" / job.id / "error.txt"
-    if state == "failed" and not texts and error.is_file():
-        texts.append(f"see {error.parent}")
-    return f"  [{'; '.join(texts)}]" if texts else ""
-
-
-def _noted(path: Path) -> str:
-    """The first line of the note that a failed run left."""
-    try:
-        return str(json.loads(path.read_text())["error"]).splitlines()[0]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return f"failed; its note {path} cannot be read"
+    cli_run.show_status(grid_file or find_root() / "workflow" / "grid.yaml", profile.value, jobs, as_json, results)
 
 
 @app.command()
