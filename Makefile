@@ -56,7 +56,7 @@ book: $(VENV)/.package ## build the book from the committed records
 
 # Built again only when a page, a notebook's copy or a docstring has changed. `make` looks at the files at its start, so this is
 # always a `make` of its own, after the notebooks have run.
-PAGES = $(shell find -L _config.yml _toc.yml book vaegap _build/source/notebooks -type f -not -path '*/__pycache__/*' 2>/dev/null)
+PAGES = $(shell find -L _config.yml _toc.yml book vaegap workflow _build/source/notebooks _build/source/extra _build/source/generated -type f -not -path '*/__pycache__/*' 2>/dev/null)
 
 .PHONY: html test-browser
 html: _build/html/.built

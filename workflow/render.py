@@ -1,34 +1,51 @@
 """Run the book's notebooks and lay out the folder that the book is built from, `_build/source`.
 
-That folder holds links to the pages and the executed copies of the notebooks, under the same names as in the
-repository, so that one table of contents serves both. A notebook is run again only when it, its parameters, the package
-or the records have changed. A copy is put in place only after its run has ended well.
+That folder holds links to the pages, the executed copies of the notebooks under the same names as in the repository (so
+that one table of contents serves both), and what the pages take from the records: their descriptions, and the table of
+core-hours. A notebook is run again only when it, its parameters, the package, the records that it shows or the files
+that it reads have changed. A copy is put in place only after its run has ended well, and it is noted at once, so that
+an interrupted `make` goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import hours
 import nbformat
 import yaml
+
+from vaegap.lab import captions
+from vaegap.lab.files import find_results, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 SOURCE = BUILD / "source"
 STAMPS = BUILD / "stamps.json"
-LINKED = ("_config.yml", "_toc.yml", "book", "results", "vaegap", "workflow")
+LINKED = ("_config.yml", "_toc.yml", "book", "vaegap", "workflow")
+READ = ("claims.yaml", "published.yaml")  # by notebooks, beside the package and the records
+LAST = ("claims",)  # shows all records of a profile, so it is run after the others, and again when any has changed
+RUN_ID = re.compile(r"\b[a-z][a-z0-9_]*-(?:quick|laptop|paper)-[0-9a-f]{12}\b")
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_TO_STOP = 10.0
 printing = threading.Lock()
+running: dict[str, subprocess.Popen[bytes]] = {}
+stopping = threading.Event()
 
 
 def follow(name: str, stream: BinaryIO) -> str:
@@ -57,16 +74,25 @@ def execute(name: str, parameters: dict[str, Any]) -> float:
     """Run one notebook and put the copy with its outputs in place of the former one; returns the seconds it took.
 
     Raises:
-        RuntimeError: the notebook failed.
+        RuntimeError: the notebook failed, or was stopped.
     """
     started = time.monotonic()
     output = BUILD / "executed" / f"{name}.ipynb"
     command = [sys.executable, "-m", "vaegap.lab.notebook", f"notebooks/{name}.ipynb", str(output)]
+    if stopping.is_set():
+        raise RuntimeError("not started")
     with subprocess.Popen(
-        [*command, json.dumps(parameters)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command, json.dumps(parameters)],
+        cwd=ROOT,
+        env={**os.environ, captions.NOTEBOOK: name},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is ours to pass on
     ) as process:
+        running[name] = process
         assert process.stdout is not None
         last = follow(name, process.stdout)
+    running.pop(name)
     if process.returncode:
         raise RuntimeError(last.splitlines()[-1] if last else f"ended with exit code {process.returncode}")
     notebook = nbformat.read(output, as_version=4)
@@ -75,8 +101,25 @@ def execute(name: str, parameters: dict[str, Any]) -> float:
             cell.metadata["tags"].append("hide-input")
     notebook.metadata["papermill"] = {"parameters": parameters}  # without the paths of this machine
     nbformat.write(notebook, output)
-    os.replace(output, SOURCE / "notebooks" / output.name)
+    os.replace(output, copy_of(name))
     return time.monotonic() - started
+
+
+def stop() -> None:
+    """End the notebooks that are running: first ask, which lets them shut their kernels down, then kill."""
+    stopping.set()
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        for process in list(running.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+        deadline = time.monotonic() + SECONDS_TO_STOP
+        while any(p.poll() is None for p in list(running.values())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def copy_of(name: str) -> Path:
+    """The executed copy of a notebook, where the book finds it."""
+    return SOURCE / "notebooks" / f"{name}.ipynb"
 
 
 def digest(paths: list[Path]) -> str:
@@ -87,48 +130,102 @@ def digest(paths: list[Path]) -> str:
     return total.hexdigest()
 
 
-def stamp(name: str, parameters: dict[str, Any]) -> dict[str, str]:
-    """What the executed copy of a notebook was made from."""
+def records() -> dict[str, str]:
+    """Run id -> digest of the record's description."""
+    described = find_results().glob("[!_.]*/run.json")
+    return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in described}
+
+
+def stamp(name: str, parameters: dict[str, Any], there: dict[str, str]) -> dict[str, Any]:
+    """What the executed copy of a notebook was made from; of the records, those that it names (or names as missing)."""
     package = [p for p in (ROOT / "vaegap").rglob("*") if p.suffix in {".py", ".mplstyle"}]
+    named = set(RUN_ID.findall(copy_of(name).read_text())) if copy_of(name).exists() else set()
+    if name in LAST:
+        named = {run for run in there if f"-{parameters.get('profile')}-" in run}
     return {
         "notebook": digest([ROOT / "notebooks" / f"{name}.ipynb"]),
         "parameters": json.dumps(parameters, sort_keys=True),
-        "package": digest(package),
-        "records": digest(list((ROOT / "results").glob("*/run.json"))),
+        "package": digest([*package, ROOT / "workflow" / "render.py"]),
+        "read": digest([ROOT / file for file in READ if (ROOT / file).exists()]),
+        "records": {run: there.get(run) for run in sorted(named)},
     }
 
 
-def lay_out() -> None:
-    """`_build/source`: links to the pages, and a folder for the executed notebooks."""
+def lay_out(shown: Sequence[str]) -> None:
+    """`_build/source`: links to the pages, a folder for the executed notebooks, and what comes from the records."""
     (SOURCE / "notebooks").mkdir(parents=True, exist_ok=True)
     for name in LINKED:
-        link = SOURCE / name
-        if (ROOT / name).exists() and not link.is_symlink():
-            link.symlink_to(os.path.relpath(ROOT / name, SOURCE))
+        if (ROOT / name).exists():
+            link(SOURCE / name, ROOT / name)
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        if notebook.stem not in shown:  # no page, but to be downloaded from one
+            link(copy_of(notebook.stem), notebook)
+
+
+def link(path: Path, target: Path) -> None:
+    """Make `path` a relative link to `target`."""
+    if not path.is_symlink():
+        path.unlink(missing_ok=True)
+        path.symlink_to(os.path.relpath(target, path.parent))
+
+
+def describe_records() -> None:
+    """Copies of the records' descriptions, which captions link to, and the table of core-hours."""
+    folder, results = SOURCE / "extra" / "results", find_results()
+    there = records()
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.name not in there:
+            shutil.rmtree(old)
+    for run in there:
+        put(folder / run / "run.json", (results / run / "run.json").read_bytes())
+    put(SOURCE / "generated" / "hours.md", hours.table().encode())
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file if it would be another one, so that `make` sees what has changed."""
+    if not path.exists() or path.read_bytes() != content:
+        write_atomic(path, content)
+
+
+def finished(pool: ThreadPoolExecutor, futures: dict[Future[float], str]) -> Iterator[Future[float]]:
+    """The futures as they end; on Ctrl-C those that have not begun are called off and those that run are ended."""
+    waiting = set(futures)
+    try:
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from done
+    except KeyboardInterrupt:
+        for future in waiting:
+            future.cancel()
+        stop()
+        raise
 
 
 def render(runs: dict[str, dict[str, Any]], jobs: int) -> list[str]:
     """Run what has to be run; returns the names of the notebooks that failed."""
-    lay_out()
-    old = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
-    wanted = [
-        name
-        for name, parameters in runs.items()
-        if old.get(name) != stamp(name, parameters) or not (SOURCE / "notebooks" / f"{name}.ipynb").exists()
-    ]
-    print(f"   {len(wanted)} of {len(runs)} notebooks to run {wanted or ''}", flush=True)
-    failed = []
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        futures = {pool.submit(execute, name, runs[name]): name for name in wanted}
-        for future in as_completed(futures):
-            name = futures[future]
-            try:
-                print(f"   {name}: done in {future.result():.0f} s", flush=True)
-            except (RuntimeError, OSError) as error:
-                failed.append(name)
-                print(f"   {name}: FAILED, see _build/executed/{name}.partial.ipynb: {error}", flush=True)
-    done = {name: stamp(name, runs[name]) for name in runs if name not in failed}
-    STAMPS.write_text(json.dumps(done, indent=1) + "\n")
+    lay_out(list(runs))
+    stamps = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
+    failed: list[str] = []
+    for group in ([n for n in runs if n not in LAST], [n for n in runs if n in LAST]):
+        there = records()
+        wanted = [n for n in group if stamps.get(n) != stamp(n, runs[n], there) or not copy_of(n).exists()]
+        print(f"   {len(wanted)} of {len(group)} notebooks to run {wanted or ''}", flush=True)
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
+            futures = {pool.submit(execute, name, runs[name]): name for name in wanted}
+            for future in finished(pool, futures):
+                name = futures[future]
+                try:
+                    print(f"   {name}: done in {future.result():.0f} s", flush=True)
+                except (RuntimeError, OSError) as error:
+                    failed.append(name)
+                    stamps.pop(name, None)
+                    print(f"   {name}: FAILED, see _build/executed/{name}.partial.ipynb: {error}", flush=True)
+                else:  # what only shows records may have missed one that came while it ran
+                    computes = runs[name].get("compute", name not in LAST)
+                    stamps[name] = stamp(name, runs[name], records() if computes else there)
+                write_atomic(STAMPS, (json.dumps(stamps, indent=1) + "\n").encode())
+    describe_records()
     return failed
 
 
@@ -143,7 +240,11 @@ def main() -> int:
         runs = {name: {"profile": options.profile} for name in runs}
     if options.jobs > 1:  # side by side, kernels that each take all cores only stand in each other's way
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
-    failed = render(runs, options.jobs)
+    try:
+        failed = render(runs, options.jobs)
+    except KeyboardInterrupt:
+        print("stopped; what was done is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
     if failed:
         print(f"{len(failed)} of {len(runs)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
