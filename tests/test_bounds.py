@@ -294,3 +294,15 @@ def test_overflow_names_the_image(function: object, where: str, value: float, mo
     with pytest.raises(InputError, match="image 3") as error:
         function(broken(where, value), x)  # type: ignore[operator]
     assert error.value.indices == [3]
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_encoding_in_parts_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = VAE(6, 4, name, encoder_hidden=(5,), decoder_hidden=(5,), seed=0).eval()
+    x = (torch.rand(7, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    whole = vae.encode(x)
+    monkeypatch.setattr(bounds, "_CHUNK_FLOATS", 16 * 6 * 2)  # parts of two, two, two and one
+    parts = bounds.encode(vae, x)
+    assert whole.params.keys() == parts.params.keys()
+    for key, value in whole.params.items():
+        torch.testing.assert_close(parts.params[key], value)

@@ -89,3 +89,22 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(energy, "_ROWS", rows)
         torch.testing.assert_close(joint.value(z), whole[0])
         torch.testing.assert_close(joint.grad(z), whole[1])
+
+
+def test_a_decoder_without_gradients_is_refused() -> None:
+    from vaegap import InputError
+
+    @torch.no_grad()
+    def decode(z: Tensor) -> Tensor:
+        return 2 * z
+
+    model = wrap(lambda x: (x, x * 0), decode, 2, likelihood="gaussian", scale=1.0)
+    with pytest.raises(InputError, match="differentiable"):
+        LogJoint(model, torch.zeros(3, 2)).grad(torch.zeros(4, 3, 2))
+
+
+def test_blocks_shrink_with_the_decoders_output() -> None:
+    """256 levels a pixel: a block of 2,048 samples would take gigabytes."""
+    vae = VAE(784, 2, decoder_hidden=(4,), likelihood="categorical", likelihood_options={"levels": 256}, seed=0)
+    joint = LogJoint(vae, torch.zeros(100, 784))
+    assert max(part.stop - part.start for part in joint._blocks(torch.zeros(4, 100, 2))) * 4 * 784 * 256 <= 2**22

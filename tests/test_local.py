@@ -262,3 +262,29 @@ def test_overflow_names_the_image_of_the_whole_batch(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="image 4") as error:
         optimize_local(vae, x, seed=0)
     assert error.value.indices == [4]
+
+
+def test_one_image_alone_is_treated_as_among_others(trained: dict[str, VAE], digits: Tensor) -> None:
+    """Weights that all images share do not move for a single image either."""
+    vae = trained["aux_flow"]
+    alone = optimize_local(vae, digits[:1], "aux_flow", num_eval=500, seed=3)
+    among = optimize_local(vae, digits[:3], "aux_flow", num_eval=500, seed=3)
+    error = (alone.bound.mcse_per_image[0] ** 2 + among.bound.mcse_per_image[0] ** 2).sqrt()
+    assert abs(alone.bound.per_image[0] - among.bound.per_image[0]) < 5 * error + 0.05
+
+
+def test_a_diverged_ascent_is_flagged(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:
+    vae, x = oracle
+    wild = replace(RECIPES["gaussian"], steps=20, lr=1e18, rounds=1)
+    fit = optimize_local(vae, x, "gaussian", recipe=wild, num_eval=100, seed=0)
+    assert torch.isfinite(fit.bound.per_image).all(), "the start is kept"
+    assert fit.bound.flagged and all("diverged" in why for why in fit.bound.flagged.values())
+
+
+def test_a_start_is_not_kept_for_its_luck(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:
+    """Noise in the comparison of start and end must not cost what the ascent has won."""
+    vae, x = oracle
+    exact = vae.exact_gaps(x).best_gaussian
+    for seed in range(5):
+        fit = optimize_local(vae, x, "gaussian", num_eval=1000, seed=seed)
+        assert_bound(fit.bound, exact, 0.02)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vaegap.bases import Base, make_base
-from vaegap.bounds import Bound, evaluating, image_chunks, log_mean_exp, make_generator
+from vaegap.bounds import Bound, encode, evaluating, image_chunks, log_mean_exp, make_generator, output_width
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
 from vaegap.hmc import transition
@@ -116,7 +116,7 @@ class _Annealer:
         self.steps = list(log_steps.exp())
 
     def forward(self, num_chains: int, tick: Callable[[], object]) -> tuple[Tensor, Tensor]:
-        """AIS: log-weights (C, N) and mean acceptance (N,)."""
+        """AIS: log-weights (C, N) and mean acceptance (N,), NaN where one temperature leaves nothing to move."""
         u = self.base.sample(num_chains, self.generator)
         parts = self.energy(u)
         return self._run(u, parts, range(1, len(self.betas)), tick)
@@ -142,7 +142,7 @@ class _Annealer:
                 u, parts, accept = self.move(u, parts, t, self.steps[t - 1])
                 accepted, moves = accepted + accept.mean(0), moves + 1
             tick()
-        return log_w, accepted / max(moves, 1)
+        return log_w, accepted / moves if moves else torch.full_like(accepted, math.nan)
 
 
 def ais(
@@ -199,7 +199,7 @@ def ais(
     pieces = []
     with evaluating(vae):
         if base in ("posterior", "mixture"):
-            vae.encode(x)  # what is wrong with the encoder is told with the images' own indices, not a chunk's
+            encode(vae, x)  # what is wrong with the encoder is told with the images' own indices, not a chunk's
         chunks = _chunks(x, num_chains)
         progressed = bar(total=len(chunks) * num_temperatures, desc="AIS", show=progress)
         for part in chunks:
@@ -252,7 +252,10 @@ def bdmc(
         z = vae.sample_prior(num_images, generator)
         with torch.random.fork_rng(devices=[]):  # torch.distributions knows no generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=vae.device)))
-            x = torch.cat([vae.decode(part).sample() for part in z.split(1000)]).flatten(1).to(vae.dtype)
+            # a few at a time: a categorical decoder gives out hundreds of numbers a pixel
+            first = vae.decode(z[:1]).sample().flatten(1)
+            rows = max(1, 2**20 // output_width(vae, first))
+            x = torch.cat([vae.decode(part).sample() for part in z.split(rows)]).flatten(1).to(vae.dtype)
         start = base(x) if callable(base) else base
         chunks = _chunks(x, num_chains)
         progressed = bar(total=2 * len(chunks) * num_temperatures, desc="BDMC", show=progress)
@@ -303,6 +306,6 @@ def _bound(pieces: list[tuple[Tensor, Tensor]], num_chains: int, kind: str) -> B
     value, error, ess = log_mean_exp(log_w)
     if num_chains == 1:
         error = torch.full_like(value, torch.nan)
-    stuck = (accept < 0.1).nonzero().flatten().tolist() if (accept > 0).any() else []
+    stuck = (accept < 0.1).nonzero().flatten().tolist()
     flagged = {i: f"HMC accepts only {accept[i].item():.0%}: the chains hardly move" for i in stuck}
     return Bound(value if kind == "lower" else -value, error, kind, num_chains, ess, None, accept, flagged)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vaegap.errors import InputError
 from vaegap.fast import elu_
 from vaegap.models import VAE, Model
 
 __all__ = ["LogJoint"]
 
-_ROWS = 2048  # samples of a block: the widest activation then fits the cache of one core
+_ROWS = 2048  # samples of a block, and
+_FLOATS = 2**21  # numbers of its widest activation: what fits the cache of one core
 
 
 class LogJoint:
@@ -64,7 +66,14 @@ class LogJoint:
             else:
                 with torch.enable_grad():
                     leaf = z[:, part].detach().requires_grad_(True)
-                    (out[:, part],) = torch.autograd.grad(self.model.log_joint(self.x[part], leaf).sum(), leaf)
+                    likelihood = self.model.log_likelihood(self.x[part], leaf)
+                    if not likelihood.requires_grad:
+                        raise InputError(
+                            "log p(x|z) has no gradient in z: the decoder runs under torch.no_grad, detaches, or "
+                            "leaves torch. AIS and local optimisation need decode(z) to be differentiable"
+                        )
+                    value = likelihood + self.model.log_prior(leaf)
+                    (out[:, part],) = torch.autograd.grad(value.sum(), leaf)
         return out
 
     def subset(self, index: Tensor) -> LogJoint:
@@ -77,7 +86,8 @@ class LogJoint:
         return other
 
     def _blocks(self, z: Tensor) -> list[slice]:
-        step = max(1, _ROWS // z.shape[0])
+        rows = min(_ROWS, _FLOATS // (self.x.shape[-1] * self.model.likelihood.params_per_pixel))
+        step = max(1, rows // z.shape[0])
         return [slice(i, min(i + step, z.shape[1])) for i in range(0, z.shape[1], step)]
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ _BIG = {
     "num_heldout": 500,
     "certify": 200,
     "families": ["gaussian", "full_gaussian", "aux_flow"],
-    "check_modes": True,
+    "checked": 100,
 }
 
 
@@ -54,7 +54,7 @@ gap_decomposition = register(
             "num_train": 50,
             "num_heldout": 50,
             "certify": 20,
-            "check_modes": False,
+            "checked": 0,
             "keep_weights": True,
         },
         {"laptop": _BIG, "paper": _BIG},
@@ -112,7 +112,7 @@ certificates = register(
         _later("certificates", "compute_certificates"),
         {**_MODEL, "num_simulated": 50, "num_images": 50, "prior_temperatures": [100]},
         {
-            "laptop": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [100, 500, 2000]},
+            "laptop": {"num_simulated": 100, "num_images": 200, "prior_temperatures": [100, 1000]},
             "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [500, 2000, 10000]},
         },
         cannot_verify="it keeps no weights, and a sample of its images would cost as much as all of them",

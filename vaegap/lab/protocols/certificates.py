@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from vaegap.annealing import Sandwich, bdmc
+from vaegap.annealing import bdmc
 from vaegap.bounds import Bound, iwae
 from vaegap.lab import checkpoints
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
-from vaegap.lab.protocols.decompositions import Rows, _force_dtype, model_of
+from vaegap.lab.protocols.decompositions import Rows, _force_dtype, in_blocks, model_of
 from vaegap.local import optimize_local
+from vaegap.models import VAE
 from vaegap.posteriors import Posterior
 
 __all__ = ["compute_certificates"]
@@ -30,16 +31,15 @@ def compute_certificates(ctx: Context) -> Rows:
     def fit(images: torch.Tensor) -> Posterior:
         return optimize_local(vae, images, "full_gaussian", num_eval=2, force_dtype=rounded, seed=5).posterior
 
-    ways: dict[str, Callable[[], Sandwich]] = {
-        "q*_full, 20 temperatures": lambda: bdmc(vae, num, num_temperatures=20, base=fit, force_dtype=rounded, seed=6),
-        "q(z|x), 50 temperatures": lambda: bdmc(vae, num, num_temperatures=50, force_dtype=rounded, seed=6),
+    ways: dict[str, dict[str, Any]] = {
+        "q*_full, 20 temperatures": {"num_temperatures": 20, "base": fit, "force_dtype": rounded},
+        "q(z|x), 50 temperatures": {"num_temperatures": 50, "force_dtype": rounded},
     }
     for steps in p["prior_temperatures"]:
-        ways[f"prior, linear, {steps} temperatures"] = lambda steps=steps: bdmc(  # type: ignore[misc]
-            vae, num, num_temperatures=steps, base="prior", schedule="linear", num_leapfrog=10, seed=6
-        )
-    for name, way in ways.items():
-        values = _saved(ctx, name, lambda way=way: _measure(way))  # type: ignore[misc]
+        published = {"base": "prior", "schedule": "linear", "num_leapfrog": 10}
+        ways[f"prior, linear, {steps} temperatures"] = {"num_temperatures": steps, **published}
+    for name, settings in ways.items():
+        values = _sandwich(ctx, vae, name, num, settings)
         labels: dict[str, Any] = {"split": "simulated", "model": name, "num_samples": num}
         rows.append({**labels, "metric": "bdmc_width", "value": values[0], "mcse": values[1], "unit": "nats"})
         rows.append(
@@ -77,10 +77,24 @@ def compute_certificates(ctx: Context) -> Rows:
     return rows
 
 
-def _measure(way: Callable[[], Sandwich]) -> list[float]:
-    start = time.monotonic()
-    s = way()
-    return [s.width, s.mcse, s.lower.mean, s.lower.mcse, s.upper.mean, s.upper.mcse, time.monotonic() - start]
+def _sandwich(ctx: Context, vae: VAE, name: str, num: int, settings: dict[str, Any]) -> list[float]:
+    """Width, lower and upper bound with their errors, and seconds, of BDMC in blocks of images."""
+
+    def block(part: slice, seed: int) -> dict[str, torch.Tensor]:
+        count, start = part.stop - part.start, time.monotonic()
+        print(f"{ctx.run_id}: {name}, images {part.start} to {part.stop - 1}", flush=True)
+        s = bdmc(vae, count, seed=seed, **settings)
+        seconds = torch.full((count,), (time.monotonic() - start) / count)
+        bounds = {"lower": s.lower, "upper": s.upper}
+        values = {k: b.per_image.double() for k, b in bounds.items()}
+        return values | {f"{k}_mcse": b.mcse_per_image.double() for k, b in bounds.items()} | {"seconds": seconds}
+
+    out = in_blocks(ctx, "".join(c if c.isalnum() else "-" for c in name), num, block)
+    width = out["upper"] - out["lower"]
+    values = [width.mean().item(), width.std().item() / num**0.5]
+    for key in ("lower", "upper"):
+        values += [out[key].mean().item(), out[f"{key}_mcse"].square().sum().sqrt().item() / num]
+    return [*values, out["seconds"].sum().item()]
 
 
 def _weigh(bound: Bound) -> list[float]:

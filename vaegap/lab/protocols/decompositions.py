@@ -21,7 +21,7 @@ from vaegap.lab import checkpoints, provenance
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
 from vaegap.lab.records import Record
-from vaegap.lab.zoo import ModelSpec, trained
+from vaegap.lab.zoo import ModelSpec, origin_of, trained
 from vaegap.local import optimize_local
 from vaegap.models import VAE
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "gap_tables", "model_folder", "model_of", "spec_of"]
 
 Rows = list[dict[str, Any]]
-_BLOCK = 100  # images at a time: under two minutes for the slowest family
+_BLOCK = {"mlp": 50, "conv": 5}  # images at a time: about a minute on one core, so that a killed run loses little
 _SPEC = ("dataset", "family", "latent_dim", "encoder", "decoder", "activation", "architecture", "anneal", "seed")
 
 
@@ -65,18 +65,17 @@ def in_blocks(
 ) -> dict[str, Tensor]:
     """Run `compute(images, seed)` on blocks of images, each saved when done, and join the results (N, ...)."""
     pieces = []
-    for start in range(0, num, _BLOCK):
+    size = _BLOCK[ctx.params.get("architecture", "mlp")]
+    for start in range(0, num, size):
         path = ctx.checkpoint(f"{name}-{start}")
         if not path.exists():
-            checkpoints.save(path, compute(slice(start, min(start + _BLOCK, num)), 1000 * start + 17), {})
+            checkpoints.save(path, compute(slice(start, min(start + size, num)), 1000 * start + 17), {})
         pieces.append(checkpoints.load(path)[0])
     return {key: torch.cat([p[key] for p in pieces]) for key in pieces[0]}
 
 
 def _force_dtype() -> torch.dtype | None:
     """bfloat16 forces where the processor multiplies bfloat16 matrices faster, the model's own elsewhere."""
-    if torch.cuda.is_available():
-        return torch.bfloat16
     return torch.bfloat16 if "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags() else None
 
 
@@ -88,33 +87,35 @@ def _cpu_flags() -> str:
 
 
 def decompose(
-    ctx: Context, vae: VAE, x: Tensor, name: str, families: tuple[str, ...], check_modes: bool = False
+    ctx: Context, vae: VAE, x: Tensor, name: str, families: tuple[str, ...], checked: int = 0
 ) -> dict[str, Tensor]:
-    """Per-image bounds of the decomposition in blocks: columns <bound> and <bound>_mcse, each (N,)."""
+    """Per-image bounds of the decomposition in blocks: columns <bound> and <bound>_mcse, each (N,).
+
+    Missed modes are looked for in blocks that start before image `checked`; elsewhere "missed" is NaN.
+    """
 
     def block(part: slice, seed: int) -> dict[str, Tensor]:
         print(f"{ctx.run_id}: {name}, images {part.start} to {part.stop - 1}", flush=True)
+        look = part.start < checked
         out = decomposition.gaps(
-            vae, x[part], families, certify=0, check_modes=check_modes, force_dtype=_force_dtype(), seed=seed
+            vae, x[part], families, certify=0, check_modes=look, force_dtype=_force_dtype(), seed=seed
         )
         columns: dict[str, Tensor] = {}
         for key in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
             columns[key] = torch.tensor(out.table[key].to_numpy(copy=True))
             columns[f"{key}_mcse"] = torch.tensor(out.errors[key].to_numpy(copy=True))
-        for key, bound in (("ais", out.evidence.ais), ("iwae", out.evidence.iwae)):
+        for key, bound in (("log_p", out.evidence.bound), ("ais", out.evidence.ais), ("iwae", out.evidence.iwae)):
             columns[key], columns[f"{key}_mcse"] = bound.per_image, bound.mcse_per_image
         assert out.evidence.iwae.khat is not None
         columns["khat"] = out.evidence.iwae.khat
-        missed = torch.zeros(len(x[part]), dtype=torch.float64)
+        columns["wide"] = torch.full((len(x[part]),), float(out.evidence.source in ("prior", "mixture")))
+        missed = torch.full((len(x[part]),), 0.0 if look else torch.nan, dtype=torch.float64)
         for i, excess in out.evidence.missed.items():
             missed[i] = excess
         columns["missed"] = missed
         return columns
 
-    columns = in_blocks(ctx, name, len(x), block)
-    best = "ais" if columns["ais"].mean() >= columns["iwae"].mean() else "iwae"
-    columns["log_p"], columns["log_p_mcse"] = columns[best], columns[f"{best}_mcse"]
-    return columns
+    return in_blocks(ctx, name, len(x), block)
 
 
 def _rows(columns: dict[str, Tensor], **labels: Any) -> Iterator[dict[str, Any]]:
@@ -147,7 +148,11 @@ def _rows(columns: dict[str, Tensor], **labels: Any) -> Iterator[dict[str, Any]]
         "value": float((columns["khat"] > 0.7).double().mean()),
         "unit": "fraction",
     }
-    yield {**labels, "metric": "missed_modes", "value": float((columns["missed"] > 0).sum()), "unit": "images"}
+    looked = ~columns["missed"].isnan()
+    yield {**labels, "metric": "checked_for_modes", "value": float(looked.sum()), "unit": "images"}
+    if looked.any():
+        yield {**labels, "metric": "missed_modes", "value": float((columns["missed"] > 0).sum()), "unit": "images"}
+    yield {**labels, "metric": "log_p_from_wide_base", "value": float(columns["wide"].sum()), "unit": "images"}
 
 
 def _frames(columns: Mapping[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -182,38 +187,32 @@ def compute_gaps(ctx: Context) -> Rows:
     rows: Rows = []
     for split, num in (("train", p["num_train"]), ("test", p["num_heldout"])):
         x = load_images(p["dataset"], split, num_images=num).x
-        columns = decompose(ctx, vae, x, split, tuple(p["families"]), p["check_modes"])
+        columns = decompose(ctx, vae, x, split, tuple(p["families"]), p["checked"])
         rows += _rows(columns, split=split, encoder=_word(p["encoder"]), decoder=_word(p["decoder"]), model=p["family"])
         rows.append({"split": split, "metric": "active_units", "value": active_units(vae, x), "unit": "units"})
     rows += _width(ctx, vae, p["certify"])
     rows.append({"metric": "train_elbo", "value": meta["history"][-1]["elbo"], "unit": "nats", "split": "train"})
     rows.append({"metric": "train_seconds", "value": meta["seconds"], "unit": "s"})
-    ctx.notes["model"] = spec_of(p, ctx.profile).id
+    ctx.notes |= {"model": spec_of(p, ctx.profile).id, "model_trained": origin_of(meta)}
     return rows
 
 
 def _width(ctx: Context, vae: VAE, num: int) -> Rows:
-    """BDMC with the settings of the published log p̂, in one block."""
+    """BDMC with the settings of the published log p̂."""
 
     def fit(images: Tensor) -> Any:
         return optimize_local(vae, images, "full_gaussian", num_eval=2, force_dtype=_force_dtype(), seed=5).posterior
 
-    path = ctx.checkpoint("bdmc")
-    if not path.exists():
-        sandwich = bdmc(vae, num, num_temperatures=20, base=fit, force_dtype=_force_dtype(), seed=6)
-        pair = torch.tensor([sandwich.width, sandwich.mcse], dtype=torch.float64)
-        checkpoints.save(path, {"width": pair}, {})
-    width, error = checkpoints.load(path)[0]["width"].tolist()
-    return [
-        {
-            "metric": "bdmc_width",
-            "value": width,
-            "mcse": error,
-            "unit": "nats",
-            "split": "simulated",
-            "num_samples": num,
-        }
-    ]
+    def block(part: slice, seed: int) -> dict[str, Tensor]:
+        sandwich = bdmc(
+            vae, part.stop - part.start, num_temperatures=20, base=fit, force_dtype=_force_dtype(), seed=seed
+        )
+        return {"width": (sandwich.upper.per_image - sandwich.lower.per_image).double()}
+
+    width = in_blocks(ctx, "bdmc", num, block)["width"]
+    error = width.std().item() / len(width) ** 0.5
+    labels = {"unit": "nats", "split": "simulated", "num_samples": num}
+    return [{"metric": "bdmc_width", "value": width.mean().item(), "mcse": error, **labels}]
 
 
 def _word(hidden: list[int]) -> str:
@@ -268,10 +267,7 @@ def compute_generalization(ctx: Context) -> Rows:
                 _rows(columns, split=split, model=label, encoder=_word(p["encoder"]), decoder=_word(p["decoder"]))
             )
 
-    trained(spec, ctx.folder / "models", milestones, measure)
-    seen = {r["model"] for r in rows}
-    for epoch in milestones:  # epochs that an earlier attempt measured: their blocks are there, no model is needed
-        if f"{p['family']} epoch {epoch}" not in seen:
-            measure(epoch, spec.build())
+    _, meta = trained(spec, ctx.folder / "models", milestones, measure)
+    ctx.notes["model_trained"] = origin_of(meta)
     rows.append({"metric": "epochs", "value": spec.schedule.epochs, "unit": "epochs"})
     return rows

@@ -1,0 +1,56 @@
+"""The run over epochs (section 5.5): wherever it is cut off, every epoch is measured on that epoch's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vaegap.lab import experiments, zoo
+from vaegap.lab.experiments import Context
+from vaegap.lab.protocols import decompositions
+from vaegap.lab.training import Schedule
+
+SMALL = {"num_images": 2, "fractions": [0.67, 1.0], "encoder": [20], "decoder": [20]}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three epochs of 500 images."""
+    read = zoo.training_images
+    monkeypatch.setattr(zoo.ModelSpec, "schedule", property(lambda spec: Schedule(3, 50)))
+    monkeypatch.setattr(zoo, "training_images", lambda dataset, num=None: read(dataset, 500))
+
+
+def run(folder: Path) -> list[tuple[Any, ...]]:
+    params = dict(experiments.resolve(experiments.get("generalization"), {}, "quick")) | SMALL
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = decompositions.compute_generalization(Context("x", "laptop", params, folder, folder))
+    return [(r.get("split"), r.get("model"), r["metric"], r.get("image"), r["value"]) for r in rows]
+
+
+def test_a_lost_block_is_measured_on_its_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole")
+
+    def cut(ctx: Context, vae: Any, x: Any, name: str, *rest: Any, real: Any = decompositions.decompose) -> Any:
+        if name.endswith("epoch3"):
+            raise KeyboardInterrupt
+        return real(ctx, vae, x, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decompositions, "decompose", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut")
+    (tmp_path / "cut" / "train-epoch2-0.safetensors").unlink()
+    assert str(run(tmp_path / "cut")) == str(whole)
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(zoo, "train", never)
+    assert str(run(tmp_path)) == str(whole)
