@@ -179,7 +179,7 @@ def ais() -> Experiment:
     import vaegap
     from vaegap.lab.protocols import decompositions
 
-    decompositions._BLOCK = 3
+    decompositions._BLOCK = {"mlp": 3}
     vae = vaegap.VAE(20, 3, encoder_hidden=(16,), decoder_hidden=(16,), seed=0)
 
     def compute(ctx: Context) -> list[dict[str, Any]]:
