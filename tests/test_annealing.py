@@ -273,6 +273,11 @@ def test_an_unknown_error_is_refused(oracle: tuple[LinearGaussianVAE, Tensor]) -
     vae, x = oracle
     with pytest.raises(InputError, match="at least 2 chains"):
         log_evidence(vae, x, vae.encode(x).detach(), num_chains=1)
+    for wrong in ({"num_chains": 0}, {"num_leapfrog": 0}):
+        with pytest.raises(InputError, match="at least 1"):
+            ais(vae, x, **wrong)
+        with pytest.raises(InputError, match="at least 1"):
+            bdmc(vae, 5, **wrong)
 
 
 def test_a_base_where_the_model_overflows_is_an_error() -> None:

@@ -8,10 +8,10 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
-from oracles import TRACTABLE, assert_mean, best_member, member
+from oracles import FAMILY_NAMES, TRACTABLE, assert_bound, assert_mean, best_member, member
 from torch import Tensor
 
-from vaegap import VAE, InputError, linear_gaussian_vae, quadrature, wrap
+from vaegap import VAE, InputError, elbo, linear_gaussian_vae, quadrature, wrap
 from vaegap.posteriors import Gaussian
 
 
@@ -113,6 +113,23 @@ def test_kl_by_quadrature_is_the_closed_form(name: str) -> None:
     encoder = vae.encode(x).detach()
     exact = vae.exact_gaps(x)
     torch.testing.assert_close(grid.kl(encoder), exact.log_p - exact.elbo, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_every_familys_bound_meets_quadrature(name: str) -> None:
+    """The best member's L[q] on the oracle is log p(x) by quadrature minus the family's exact gap."""
+    vae = linear_gaussian_vae(data_dim=5, latent_dim=2, encoder_error=0.2)
+    x = vae.simulate(6, seed=1)
+    q, best, slack = best_member(name, vae, x)
+    exact_gap = vae.log_evidence(x) - best
+    assert_bound(elbo(vae, x, 2000, q, seed=0), quadrature(vae, x).log_p - exact_gap, slack + 1e-3)
+
+
+def test_quadrature_refuses_another_prior() -> None:
+    prior = torch.distributions.Independent(torch.distributions.Normal(torch.full((2,), 20.0), 1.0), 1)
+    model = wrap(lambda x: (x, x * 0), lambda z: z, 2, likelihood="gaussian", scale=1.0, prior=prior)
+    with pytest.raises(InputError, match="prior"):
+        quadrature(model, torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize(("name", "form"), TRACTABLE)

@@ -288,3 +288,9 @@ def test_a_start_is_not_kept_for_its_luck(oracle: tuple[LinearGaussianVAE, Tenso
     for seed in range(5):
         fit = optimize_local(vae, x, "gaussian", num_eval=1000, seed=seed)
         assert_bound(fit.bound, exact, 0.02)
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 1}, {"samples": 0}, {"steps": 0}, {"rounds": 0}, {"chunk": 0}])
+def test_recipes_that_cannot_run_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="recipe"):
+        replace(RECIPES["gaussian"], **wrong)

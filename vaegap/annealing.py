@@ -194,6 +194,7 @@ def ais(
         >>> abs(ais(vae, x, num_temperatures=20, seed=0).mean - vae.log_evidence(x).mean().item()) < 0.1
         True
     """
+    _check_counts(num_chains, num_leapfrog)
     x = vae.check(x)
     generator = make_generator(vae, seed)
     pieces = []
@@ -246,6 +247,7 @@ def bdmc(
     """
     if num_images < 1:
         raise InputError(f"num_images={num_images}: there is nothing to simulate")
+    _check_counts(num_chains, num_leapfrog)
     generator = make_generator(vae, seed)
     forward, backward = [], []
     with evaluating(vae):
@@ -268,6 +270,11 @@ def bdmc(
             backward.append((-log_w, accept))
         progressed.close()
     return Sandwich(_bound(forward, num_chains, "lower"), _bound(backward, num_chains, "upper"))
+
+
+def _check_counts(num_chains: int, num_leapfrog: int) -> None:
+    if num_chains < 1 or num_leapfrog < 1:
+        raise InputError(f"num_chains={num_chains}, num_leapfrog={num_leapfrog}: at least 1 each")
 
 
 def _chunks(x: Tensor, num_chains: int) -> list[slice]:

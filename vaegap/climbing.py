@@ -13,6 +13,7 @@ from torch import Tensor
 from vaegap.ascent import ascend
 from vaegap.bounds import Bound, elbo, elbo_unchecked, evaluating, join_bounds, make_generator
 from vaegap.energy import LogJoint
+from vaegap.errors import InputError
 from vaegap.models import Model
 from vaegap.posteriors import Family, Posterior
 from vaegap.posteriors.lifting import lift, same_form
@@ -36,6 +37,9 @@ class Recipe:
         start: the poorer family it starts from; "" for the encoder.
         rounds: most rounds; an image leaves after a round that gained less than `tolerance`.
         tolerance: nats.
+
+    Raises:
+        InputError: a count below 1, or samples that do not make pairs.
     """
 
     steps: int
@@ -46,6 +50,10 @@ class Recipe:
     start: str = ""
     rounds: int = 3
     tolerance: float = 0.02
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.samples, self.chunk, self.rounds) < 1 or self.samples % 2:
+            raise InputError(f"a recipe needs steps, chunk and rounds of at least 1, and samples in pairs; got {self}")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ class LinearGaussianVAE(VAE):
         seed: of W, b and the encoder's error.
     """
 
+    weight: Tensor
+    offset: Tensor
+
     def __init__(self, data_dim: int, latent_dim: int, noise: float, encoder_error: float, seed: int) -> None:
         super().__init__(
             data_dim,
@@ -63,8 +66,9 @@ class LinearGaussianVAE(VAE):
         generator = torch.Generator().manual_seed(seed)
         d = latent_dim
         with torch.no_grad():
-            self.weight = torch.randn(data_dim, d, generator=generator) / math.sqrt(d)
-            self.offset = torch.randn(data_dim, generator=generator)
+            # buffers move with the model; they follow from the seed, so its state_dict is that of any VAE
+            self.register_buffer("weight", torch.randn(data_dim, d, generator=generator) / math.sqrt(d), False)
+            self.register_buffer("offset", torch.randn(data_dim, generator=generator), False)
             self.noise = noise
             layer = next(m for m in self.decoder.modules() if isinstance(m, nn.Linear))
             layer.weight.copy_(self.weight)
@@ -80,19 +84,19 @@ class LinearGaussianVAE(VAE):
     def precision(self) -> Tensor:
         """Λ (d, d), in double precision."""
         w = self.weight.double()
-        return torch.eye(self.latent_dim, dtype=torch.float64) + w.mT @ w / self.noise**2
+        return torch.eye(self.latent_dim, dtype=w.dtype, device=w.device) + w.mT @ w / self.noise**2
 
     def simulate(self, num: int, seed: int = 0) -> Tensor:
         """Images from the model (num, D)."""
         generator = torch.Generator().manual_seed(seed)
-        z = torch.randn(num, self.latent_dim, generator=generator)
-        eps = torch.randn(num, self.data_dim, generator=generator)
+        z = torch.randn(num, self.latent_dim, generator=generator).to(self.weight)
+        eps = torch.randn(num, self.data_dim, generator=generator).to(self.weight)
         return (z @ self.weight.T + self.offset + self.noise * eps).to(self.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Exact log p(x) (N,), nats."""
         cov = self.weight.double() @ self.weight.double().mT
-        cov = cov + self.noise**2 * torch.eye(self.data_dim, dtype=torch.float64)
+        cov = cov + self.noise**2 * torch.eye(self.data_dim, dtype=cov.dtype, device=cov.device)
         return torch.distributions.MultivariateNormal(self.offset.double(), cov).log_prob(x.double())
 
     def posterior_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +194,7 @@ class Quadrature:
         """Grid (G * G, N, 2) around q, log q there (N, G * G) in double, and the cells' areas (N,)."""
         mean, sd = (v.double() for v in posterior.moments())
         g = self.axes.shape[1]
-        unit = torch.linspace(-reach, reach, g, dtype=torch.float64)
+        unit = torch.linspace(-reach, reach, g, dtype=torch.float64, device=mean.device)
         axes = mean[:, None] + sd[:, None] * unit[:, None]  # (N, G, 2)
         grid = _product(axes)
         with torch.no_grad():
@@ -219,7 +223,7 @@ def quadrature(vae: Model, x: Tensor, points: int = 151, radius: float = 7.0) ->
         radius: half width of the coarse grid; the prior's mass outside 7 is 5e-11.
 
     Raises:
-        InputError: the model has other than two latents.
+        InputError: the model has other than two latents, or a prior of its own.
 
     Example:
         >>> vae = linear_gaussian_vae(data_dim=4, latent_dim=2)
@@ -229,10 +233,12 @@ def quadrature(vae: Model, x: Tensor, points: int = 151, radius: float = 7.0) ->
     """
     if vae.latent_dim != 2:
         raise InputError(f"quadrature needs two latents; this model has {vae.latent_dim}")
+    if vae.prior is not None:
+        raise InputError("quadrature looks where a N(0, I) prior has its mass; this model has a prior of its own")
     x = vae.check(x)
     points += 1 - points % 2
     with evaluating(vae):
-        coarse = torch.linspace(-radius, radius, 141).repeat(len(x), 1).unsqueeze(-1).expand(-1, -1, 2)
+        coarse = torch.linspace(-radius, radius, 141, device=x.device).repeat(len(x), 1).unsqueeze(-1).expand(-1, -1, 2)
         log_joint = _log_joint_on(vae, x, coarse)
         weight = (log_joint - log_joint.flatten(1).logsumexp(1)[:, None, None]).exp()
         windows = []
@@ -240,7 +246,7 @@ def quadrature(vae: Model, x: Tensor, points: int = 151, radius: float = 7.0) ->
             grid = coarse[:, :, axis].double()
             mean = (marginal * grid).sum(1)
             sd = (marginal * (grid - mean[:, None]).square()).sum(1).sqrt().clamp_min(2 * radius / 140)
-            unit = torch.linspace(-1, 1, points, dtype=torch.float64)
+            unit = torch.linspace(-1, 1, points, dtype=torch.float64, device=x.device)
             seen = (marginal > 1e-9) * grid  # a second mode far away widens the window
             low = torch.minimum(mean - 8 * sd, torch.where(marginal > 1e-9, grid, mean[:, None]).amin(1))
             high = torch.maximum(mean + 8 * sd, torch.where(marginal > 1e-9, seen, mean[:, None]).amax(1))

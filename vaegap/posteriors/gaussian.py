@@ -72,7 +72,7 @@ class FullGaussian(Family):
     name = "full_gaussian"
 
     def _unit_lower(self, params: Params) -> Tensor:
-        tril = params["tril"].tril(-1)
+        tril = params["tril"].tril(-1).expand(len(params["mean"]), -1, -1)
         return tril + torch.eye(self.latent_dim, dtype=tril.dtype, device=tril.device)
 
     def scale_tril(self, params: Params) -> Tensor:

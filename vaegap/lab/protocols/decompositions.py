@@ -38,7 +38,8 @@ _SPEC = ("dataset", "family", "latent_dim", "encoder", "decoder", "activation", 
 def model_folder(results: Path, profile: str) -> Path:
     """Where trained models lie; those of the quick profile belong to the code that made them."""
     if profile == "quick":
-        return results / "_work" / "models" / provenance.science_digest()[:12]
+        digest = provenance.science_digest(provenance.training_modules())
+        return results / "_work" / "models" / digest[:12]
     return results / "models"
 
 
