@@ -23,8 +23,9 @@ from vaegap import VAE, Audit, InputError, audit, linear_gaussian_vae, load_imag
 from vaegap.advice import advise
 from vaegap.audited import Certificate, Part
 from vaegap.doubts import doubts
-from vaegap.intake import examine, scale_readings
+from vaegap.examining import examine
 from vaegap.lab.cli import app
+from vaegap.readings import scale_readings
 
 QUICK = {"certify": 10, "num_samples": 60, "num_images": 16, "check_modes": False}
 

@@ -7,11 +7,14 @@ Nothing here opens a file; `vaegap.lab.weights` does, without unpickling.
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vaegap.bounds import evaluating
 from vaegap.errors import InputError
@@ -31,6 +34,7 @@ __all__ = [
     "from_pythae",
     "from_state_dict",
     "guess_layers",
+    "is_pythae",
 ]
 
 _ACTIVATIONS: dict[str, str] = {"ELU": "elu", "Tanh": "tanh", "ReLU": "relu"}
@@ -40,19 +44,24 @@ _PYTHAE = {"VAE", "BetaVAE", "IWAE", "MIWAE", "PIWAE", "CIWAE", "BetaTCVAE", "Di
 _PYTHAE |= {"INFOVAE_MMD", "MSSSIM_VAE", "VAEGAN"}
 
 
+def is_pythae(thing: Any) -> bool:
+    """Whether something looks like a model of pythae's, which says its own likelihood and shapes."""
+    return hasattr(thing, "model_config") and hasattr(thing, "encoder")
+
+
 def from_pythae(model: Any, likelihood: str | Likelihood | None = None, **likelihood_options: Any) -> Model:
     """A model trained with pythae (Chadebec et al. 2022), whose q(z|x) is a Gaussian under a N(0, I) prior.
 
     Args:
         model: e.g. a `pythae.models.VAE`.
         likelihood: None takes the model's reconstruction loss: "bce" is Bernoulli, "mse" a Gaussian of scale 1.
-        **likelihood_options: e.g. scale=0.1.
+        **likelihood_options: e.g. scale=0.1; none of `wrap`'s, which the model answers itself.
 
     Returns:
         a `Model`; a `VAE`-like one with fast gradients for the default MLP decoder.
 
     Raises:
-        InputError: not a pythae model, or one with another posterior or prior.
+        InputError: not a pythae model, one with another posterior or prior, or an option that it does not take.
     """
     config = getattr(model, "model_config", None)
     kind = next((c.__name__ for c in type(model).__mro__ if c.__name__ in _PYTHAE), None)
@@ -60,6 +69,12 @@ def from_pythae(model: Any, likelihood: str | Likelihood | None = None, **likeli
         raise InputError(
             f"{type(model).__name__} is no pythae model with a Gaussian q(z|x) and a N(0, I) prior "
             f"(known: {', '.join(sorted(_PYTHAE))}); use vaegap.wrap(encode=..., decode=..., latent_dim=...)"
+        )
+    extra = [o for o in likelihood_options if o in inspect.signature(wrap).parameters]
+    if extra:
+        raise InputError(
+            f"a pythae model says itself what goes in and comes out: leave out {', '.join(extra)}, or wrap its parts "
+            "yourself with vaegap.wrap(encode=..., decode=..., latent_dim=...)"
         )
     loss = getattr(config, "reconstruction_loss", "mse")
     if likelihood is None:
@@ -111,17 +126,20 @@ def from_functions(
         >>> from_functions(nn.Linear(6, 4), nn.Linear(2, 6), torch.zeros(1, 6)).latent_dim
         2
     """
-    probe = wrap(encode, decode, 1, **options)
+    # the probe has no prior: the latent size that a prior must have is what is asked for
+    probe = wrap(encode, decode, 1, **{k: v for k, v in options.items() if k != "prior"})
+    if probe.data_shape is not None and math.prod(probe.data_shape) != x.shape[1]:
+        raise InputError(f"the images have {x.shape[1]} pixels; data_shape={probe.data_shape} does not")
     with evaluating(probe):
         shaped = x[:1] if probe.data_shape is None else x[:1].reshape(1, *probe.data_shape)
         out = probe._call(encode, shaped.to(probe.device), "encoder")
     if isinstance(out, Posterior):
         size = out.family.latent_dim
-    elif isinstance(out, Tensor):
-        size = two_outputs(out, out.shape[-1] // 2)[0].shape[-1]
+    elif isinstance(out, Distribution):
+        size = math.prod((*out.batch_shape, *out.event_shape)[1:])
     else:
-        first = out[0] if isinstance(out, tuple | list) else out.mean
-        size = first.shape[-1]
+        half = out.shape[-1] // 2 if isinstance(out, Tensor) and out.dim() else 1
+        size = two_outputs(out, half)[0].shape[-1]
     return accelerate(wrap(encode, decode, int(size), **options))
 
 
@@ -183,20 +201,25 @@ def as_model(thing: Any, x: Tensor, **options: Any) -> Model:
         **options: of `wrap`, e.g. likelihood="gaussian".
 
     Raises:
-        InputError: none of these.
+        InputError: none of these, or options for a thing that needs none.
     """
     if isinstance(thing, Model):
+        if options:
+            raise InputError(
+                f"the model is a {type(thing).__name__} and has its options: leave out {', '.join(options)}, "
+                "or give them to vaegap.wrap when you make it"
+            )
         if isinstance(thing, VAE) and thing.dtype in (torch.float16, torch.bfloat16):
             return copy.deepcopy(thing).float()
         return accelerate(thing) if isinstance(thing, WrappedVAE) else thing
-    if hasattr(thing, "model_config") and hasattr(thing, "encoder"):
+    if is_pythae(thing):
         return from_pythae(thing, **options)
     if isinstance(thing, tuple | list) and len(thing) == 2:
         return from_functions(thing[0], thing[1], x, **options)
     if isinstance(thing, nn.Module) and hasattr(thing, "encode") and hasattr(thing, "decode"):
         encode: Any = thing.encode
         decode: Any = thing.decode
-        return from_functions(encode, decode, x, module=thing, **options)
+        return from_functions(encode, decode, x, **{"module": thing, **options})
     raise InputError(
         f"a {type(thing).__name__} cannot be audited as it is: give vaegap.wrap(encode=..., decode=..., "
         "latent_dim=...), a module with methods encode and decode, or a pair (encoder, decoder)"

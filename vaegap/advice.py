@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from vaegap.audited import Part
 
-__all__ = ["FAMILY_WORDS", "Advice", "advise"]
+__all__ = ["ENOUGH_IMAGES", "FAMILY_WORDS", "Advice", "advise"]
 
 FAMILY_WORDS = {
     "gaussian": "factorized Gaussian",
@@ -19,6 +19,8 @@ FAMILY_WORDS = {
     "aux_flow": "auxiliary flow",
     "spline": "spline flow",
 }
+
+ENOUGH_IMAGES = 20  # fewer do not tell a latent that is inactive from one that they happen not to need
 
 _SMALL = 0.1  # nats: less than anybody would change a model for
 
@@ -64,7 +66,7 @@ def advise(parts: dict[str, Part], family: str) -> list[Advice]:
     if {"training", "held-out"} <= set(parts):
         found += _overfitting(parts["training"], parts["held-out"], family)
     idle = part.latent_dim - part.active_units
-    if idle:
+    if idle and len(part.table) >= ENOUGH_IMAGES:
         text = (
             f"{idle} of {part.latent_dim} latents are inactive (their posterior mean varies by less than 0.01 over "
             f"these images): {part.active_units} would do, and would make q easier to learn"

@@ -71,6 +71,7 @@ class Part:
         stuck: image -> what is wrong with its AIS chains.
         worst: images with the largest gaps.
         refined: a few gradient steps at test time; None where they were not tried.
+        source: what log p̂ is: "ais" or "iwae" from q*, or AIS from the "prior" or the "mixture" of q and the prior.
     """
 
     table: pd.DataFrame
@@ -83,6 +84,7 @@ class Part:
     stuck: dict[int, str]
     worst: list[Picture] = field(default_factory=list)
     refined: Refinement | None = None
+    source: str = "ais"
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -199,6 +201,7 @@ class Audit:
                 stuck={int(k): v for k, v in fields["stuck"].items()},
                 worst=[Picture(**_numbers(p)) for p in fields["worst"]],
                 refined=Refinement(**_numbers(fields["refined"])) if fields["refined"] else None,
+                source=fields.get("source", "ais"),
             )
         return cls(
             parts,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,21 +14,21 @@ from torch import Tensor
 from vaegap import __version__
 from vaegap.adapters import as_model
 from vaegap.advice import advise
-from vaegap.annealing import bdmc
-from vaegap.audited import Audit, Certificate, Part, Picture, Refinement
+from vaegap.audited import Audit, Part, Picture, Refinement
 from vaegap.bounds import evaluating, iwae
+from vaegap.certifying import certify_evidence, fast_forces
 from vaegap.decomposition import Gaps, bootstrap_interval, gaps
 from vaegap.doubts import doubts
 from vaegap.errors import InputError
-from vaegap.intake import Finding, as_images, examine, scale_readings
+from vaegap.examining import examine
+from vaegap.intake import Finding, as_images
 from vaegap.local import Recipe, optimize_local
 from vaegap.models import Model
-from vaegap.posteriors import Posterior
+from vaegap.posteriors import FAMILIES, make_family
+from vaegap.readings import scale_readings
 
 __all__ = ["Audit", "audit"]
 
-_LADDER = (20, 40, 80, 160)  # temperatures of AIS, tried until the sandwich is narrow enough
-_CHAINS = 16
 _REFINE = Recipe(20, 4, 0.05, 0.99, rounds=1)
 
 
@@ -58,9 +60,10 @@ def audit(
         x: images that it was trained on (N, D) or (N, C, H, W), tensor or array; or any images, if `heldout` is None.
         heldout: images that it was not trained on.
         families: posterior families to optimise; the encoder's own is always among them.
-        num_images: audited per set, drawn at random where there are more.
+        num_images: audited per set, drawn at random where there are more; at least 2.
         certify: images to simulate for the BDMC width; 0 for none.
-        target_width: nats; temperatures are doubled until the width is below, at most three times.
+        target_width: nats; temperatures are doubled until the width is below, at most three times. The width that is
+            reported comes from other simulated images than those that chose the temperatures.
         check_modes: look for posterior modes that q* missed.
         num_samples: behind each bound.
         force_dtype: precision of a plain MLP decoder's gradients (densities stay exact); "auto" is torch.bfloat16 where
@@ -88,38 +91,78 @@ def audit(
         True
     """
     begin = time.monotonic()
+    families = _known_families(families)
     if num_images < 2:
         raise InputError(f"num_images={num_images}: intervals over images need at least 2")
     first = as_images(x)
     sets = {"images": first} if heldout is None else {"training": first, "held-out": as_images(heldout, "heldout")}
+    for name, images in sets.items():
+        if len(images) < 2:
+            raise InputError(f"there is only one image in {name}: intervals over images need at least 2")
     model = as_model(vae, first[:1], **options)
-    forces = _fast_forces(model) if isinstance(force_dtype, str) else force_dtype
+    _check_latents(model, families)
+    forces = fast_forces(model) if isinstance(force_dtype, str) else force_dtype
     chosen, findings = _choose(model, sets, num_images, seed)
-    steps, certificate = _certify(model, certify, target_width, forces, seed, progress)
+    steps, certificate = certify_evidence(model, certify, target_width, forces, seed, progress)
     parts: dict[str, Part] = {}
+    looked = check_modes
     for name, (images, index) in chosen.items():
-        result = gaps(
-            model,
-            images,
-            families,
-            num_samples,
-            num_temperatures=steps,
-            certify=0,
-            check_modes=check_modes,
-            force_dtype=forces,
-            seed=seed,
-            progress=progress,
-        )
-        parts[name] = _part(model, images, index, result, worst, seed)
+        with _numbered(index, name):
+            result = gaps(
+                model,
+                images,
+                families,
+                num_samples,
+                num_temperatures=steps,
+                certify=0,
+                check_modes=check_modes,
+                force_dtype=forces,
+                seed=seed,
+                progress=progress,
+            )
+            parts[name] = _part(model, images, index, result, worst, seed)
+        looked = looked and bool(getattr(result.evidence, "wide", True))
         if name != "held-out" and result.family == "gaussian":
             findings = scale_readings(model, images, result.fits["gaussian"].posterior, seed) + findings
-    findings += doubts(parts, certificate, target_width, check_modes and model.prior is None)
+    findings += doubts(parts, certificate, target_width, looked)
     settings = {"families": list(families), "num_images": num_images, "num_samples": num_samples, "seed": seed,
-                "num_temperatures": steps, "check_modes": check_modes, "seconds": round(time.monotonic() - begin, 1),
+                "num_temperatures": steps, "check_modes": looked, "seconds": round(time.monotonic() - begin, 1),
                 "vaegap": __version__, "torch": str(torch.__version__)}  # fmt: skip
     about = _describe(vae, model, first.shape[1])
     pictures = shape or _picture_shape(first.shape[1], _natural_shape(x), getattr(model, "data_shape", None))
     return Audit(parts, result.family, certificate, findings, advise(parts, result.family), about, settings, pictures)
+
+
+def _known_families(families: Any) -> tuple[str, ...]:
+    names = (families,) if isinstance(families, str) else tuple(families)
+    unknown = [name for name in names if name not in FAMILIES]
+    if unknown:
+        raise InputError(
+            f"unknown posterior families {', '.join(map(repr, unknown))}; choose from {', '.join(FAMILIES)}"
+        )
+    return names
+
+
+def _check_latents(model: Model, families: tuple[str, ...]) -> None:
+    """Some families cannot be built for few latents."""
+    for name in families:
+        try:
+            make_family(name, model.latent_dim)
+        except ValueError as error:
+            raise InputError(f"families: {name!r} does not go with latent_dim={model.latent_dim}: {error}") from None
+
+
+@contextmanager
+def _numbered(index: Tensor, name: str) -> Iterator[None]:
+    """Errors name the images by the user's numbers, and not by those of the ones that were drawn."""
+    try:
+        yield
+    except InputError as error:
+        where = [int(index[i]) for i in error.indices if i < len(index)]
+        if not where:
+            raise
+        text = re.sub(r"\bimage (\d+)", lambda m: f"image {index[min(int(m[1]), len(index) - 1)]}", str(error))
+        raise InputError(text if name == "images" else f"{name}: {text}", where) from error
 
 
 def _choose(
@@ -131,9 +174,9 @@ def _choose(
     for name, images in sets.items():
         index = _pick(len(images), num_images, seed)
         chosen[name] = (images[index], index)
-        for found in examine(model, images[index]):
-            if found.kind not in {f.kind for f in findings}:
-                findings.append(found)
+        with _numbered(index, name):
+            found = examine(model, images[index])
+        findings += [f for f in found if f.kind not in {g.kind for g in findings}]
     return chosen, findings
 
 
@@ -153,46 +196,11 @@ def _describe(vae: Any, model: Model, pixels: int) -> dict[str, Any]:
     }
 
 
-def _fast_forces(model: Model) -> torch.dtype | None:
-    """bfloat16 where the processor has instructions for it: leapfrog forces may be rounded, energies are not."""
-    if model.dtype != torch.float32:
-        return None
-    if model.device.type == "cuda":
-        return torch.bfloat16
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else None
-
-
 def _pick(available: int, wanted: int, seed: int) -> Tensor:
     """Numbers of the images to audit, in ascending order."""
     if available <= wanted:
         return torch.arange(available)
     return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
-
-
-def _certify(
-    model: Model, num: int, target: float, force_dtype: torch.dtype | None, seed: int, progress: bool
-) -> tuple[int, Certificate | None]:
-    """Temperatures that make the sandwich narrow enough, and the sandwich's width."""
-    if num == 0:
-        return _LADDER[0], None
-    fitted: dict[int, Posterior] = {}
-
-    def fit(images: Tensor) -> Posterior:  # the simulated images are the same for every number of temperatures
-        if len(images) not in fitted:
-            fitted[len(images)] = optimize_local(
-                model, images, "full_gaussian", num_eval=2, force_dtype=force_dtype, seed=seed + 3
-            ).posterior
-        return fitted[len(images)]
-
-    for steps in _LADDER:
-        sandwich = bdmc(model, num, _CHAINS, steps, fit, force_dtype=force_dtype, seed=seed + 4, progress=progress)
-        if sandwich.width <= target:
-            break
-    return steps, Certificate(sandwich.width, sandwich.mcse, num, steps, _CHAINS)
 
 
 def _part(model: Model, images: Tensor, index: Tensor, result: Gaps, worst: int, seed: int) -> Part:
@@ -219,6 +227,7 @@ def _part(model: Model, images: Tensor, index: Tensor, result: Gaps, worst: int,
         {numbers[i]: v for i, v in (result.evidence.ais.flagged or {}).items()},
         pictures,
         _refine(model, images, result, seed),
+        str(getattr(result.evidence, "source", "ais")),
     )
 
 

@@ -40,6 +40,15 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
                         f"{', '.join(map(str, list(part.missed)[:8]))}; up to {most:.1f} nats)",
                         "their log p̂ and approximation gaps are too small by that much: look at these images")
             )  # fmt: skip
+        if part.source in ("prior", "mixture"):
+            start = "the prior" if part.source == "prior" else "a mixture of the encoder's q and the prior"
+            found.append(
+                Finding("wide_evidence", f"on the {which}, annealing that starts from {start} finds more than "
+                        "annealing from q*: the posteriors have mass that q* misses systematically. log p̂ is taken "
+                        "from there, and the BDMC width is not about it",
+                        "no single Gaussian fits these posteriors: look at latents that could change sign or place "
+                        "without changing the image, and try a richer family")
+            )  # fmt: skip
         if part.stuck:
             found.append(
                 Finding("stuck", f"the AIS chains of {len(part.stuck)} {which} hardly move (first: image "
@@ -48,7 +57,7 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
             )  # fmt: skip
     if not modes:
         found.append(
-            Finding("unchecked_modes", "missed modes were not looked for", "check_modes=True does, for a N(0, I) prior",
-                    "note")
+            Finding("unchecked_modes", "missed modes were not looked for",
+                    "say check_modes=True, or leave out --no-modes", "note")
         )  # fmt: skip
     return found

@@ -6,6 +6,7 @@ turns them into log p(x|z) in nats, with the constants kept: absolute values are
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -53,6 +54,10 @@ class Likelihood(ABC):
     def grad(self, params: Tensor, x: Tensor) -> Tensor | None:
         """d log p(x|z) / d params (..., P), or None where only autograd knows it."""
         return None
+
+    def rows(self, out: Tensor) -> Tensor:
+        """A decoder's output (M, ...) as `params` (M, P), in the order that `log_prob` reads."""
+        return out.flatten(1) if out.dim() > 2 else out
 
     def check(self, x: Tensor) -> None:
         """Raise `InputError` for images this likelihood cannot have produced."""
@@ -174,10 +179,15 @@ class DiscretizedLogistic(Likelihood):
 class Categorical(Likelihood):
     """Pixels in {0, ..., levels - 1}, each with its own softmax over the levels.
 
-    The decoder's output is (..., D * levels), the levels of one pixel next to each other.
+    The decoder's output is (M, D * levels), the levels of one pixel next to each other; or a picture whose last axis
+    or, as convolutions give it and `cross_entropy` takes it, axis 1 holds the levels.
 
     Args:
         levels: number of values a pixel can take.
+
+    Example:
+        >>> Categorical(4).rows(torch.zeros(7, 4, 5, 5)).shape
+        torch.Size([7, 100])
     """
 
     name = "categorical"
@@ -185,6 +195,20 @@ class Categorical(Likelihood):
     def __init__(self, levels: int = 256) -> None:
         self.levels = levels
         self.params_per_pixel = levels
+
+    def rows(self, out: Tensor) -> Tensor:
+        sizes = tuple(out.shape[1:])
+        if sum(n != 1 for n in sizes) <= 1:  # one axis with everything on it
+            return out.flatten(1)
+        first, last = sizes[0] == self.levels, sizes[-1] == self.levels
+        if first != last:
+            return (out.movedim(1, -1) if first else out).flatten(1)
+        why = "both its first and its last axis could be" if first else "neither its first nor its last axis is"
+        raise InputError(
+            f"the decoder's output has shape {tuple(out.shape)}: {why} the {self.levels} levels of a categorical "
+            "pixel. Return (M, D * levels) with the levels of a pixel side by side; from (M, levels, H, W) that is "
+            "out.movedim(1, -1).flatten(1)"
+        )
 
     def _logits(self, params: Tensor) -> Tensor:
         return params.unflatten(-1, (-1, self.levels))
@@ -243,15 +267,24 @@ def make_likelihood(name: str | Likelihood, **options: Any) -> Likelihood:
         **options: passed to its class, e.g. `scale=0.1`.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or an option that this likelihood does not have.
 
     Example:
         >>> make_likelihood("gaussian", scale=0.5).scale
         0.5
     """
     if isinstance(name, Likelihood):
+        if options:
+            raise InputError(f"a {type(name).__name__} object has its options already: leave out {', '.join(options)}")
         return name
     known: dict[str, type[Likelihood]] = {c.name: c for c in (Bernoulli, Gaussian, DiscretizedLogistic, Categorical)}
     if name not in known:
         raise InputError(f"unknown likelihood {name!r}; choose from {', '.join(sorted(known))}")
+    possible = inspect.signature(known[name]).parameters
+    wrong = [option for option in options if option not in possible]
+    if wrong:
+        raise InputError(
+            f"the {name} likelihood has no option {', '.join(map(repr, wrong))} (it has: "
+            f"{', '.join(possible) or 'none'}): leave it out, or say which likelihood it belongs to"
+        )
     return known[name](**options)

@@ -1,14 +1,12 @@
-"""Reading what other people's encoders and decoders return, and finding the modules behind their functions."""
+"""Reading what other people's encoders and decoders return."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from types import CodeType
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from vaegap.errors import InputError
@@ -16,9 +14,11 @@ from vaegap.posteriors import FullGaussian, Gaussian, Posterior
 
 __all__ = [
     "ENCODER_SCALES",
+    "Reshaped",
+    "check_event",
     "checked_gaussian",
     "gaussian_of",
-    "modules_behind",
+    "mean_of",
     "name_of",
     "read_scale",
     "to_logits",
@@ -33,6 +33,15 @@ _LOGVAR_LIMIT = 60.0  # beyond it the scale is 1e13 or 1e-13: the encoder overfl
 
 def name_of(out: Distribution) -> str:
     return name_of(out.base_dist) if isinstance(out, Independent) else type(out).__name__
+
+
+def mean_of(out: Distribution) -> Tensor | None:
+    """Its mean; None where it has none, or an infinite one."""
+    try:
+        mean = out.mean
+    except NotImplementedError:
+        return None
+    return mean if torch.isfinite(mean).all() else None
 
 
 def two_outputs(out: Any, latent_dim: int) -> tuple[Tensor, Tensor]:
@@ -121,46 +130,38 @@ def to_logits(probabilities: Tensor) -> Tensor:
     return p.log() - (-p).log1p()
 
 
-def modules_behind(function: Any) -> list[nn.Module]:
-    """Modules that a callable uses: itself, its object, its closure, its partial arguments, globals that it names.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> modules_behind(lambda z: layer(z)) == [layer]
-        True
-    """
-    found: list[nn.Module] = []
-    seen: set[int] = set()
-    todo: list[Any] = [function]
-    while todo:
-        item = todo.pop(0)
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, nn.Module):
-            found.append(item)
-        elif isinstance(item, functools.partial):
-            todo += [item.func, *item.args, *item.keywords.values()]
-        elif inspect.ismethod(item):
-            todo += [item.__self__, item.__func__]
-        elif inspect.isfunction(item):
-            todo += [v for v in _reached(item) if isinstance(v, nn.Module) or inspect.isroutine(v)]
-        elif callable(item) or item is getattr(function, "__self__", None):
-            todo += [v for v in getattr(item, "__dict__", {}).values() if isinstance(v, nn.Module)]
-    return found
+def check_event(out: Distribution, pixels: int) -> None:
+    """Raise `InputError` for a decoder's distribution over other images, or with impossible probabilities."""
+    size = math.prod((*out.batch_shape[1:], *out.event_shape))
+    if size != pixels:
+        raise InputError(f"the decoder's {name_of(out)} is over {size} pixels, the images have {pixels}")
+    base = out
+    while isinstance(base, Independent):
+        base = base.base_dist
+    probs = vars(base).get("probs")  # torch checks this itself, unless validation is off (torch.export does that)
+    if isinstance(probs, Tensor) and not ((probs >= 0) & (probs <= 1)).all():
+        raise InputError(
+            f"the decoder's {name_of(out)} has probabilities from {probs.min().item():g} to "
+            f"{probs.max().item():g}. These look like logits given as probabilities: use Bernoulli(logits=...)."
+        )
 
 
-def _reached(function: Any) -> list[Any]:
-    """Values in a function's closure, defaults, and globals that its code names."""
-    values = list(function.__defaults__ or ())
-    for cell in function.__closure__ or ():
-        try:
-            values.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            continue
-    codes, names = [function.__code__], set[str]()
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [c for c in code.co_consts if isinstance(c, CodeType)]
-    return values + [function.__globals__[name] for name in names if name in function.__globals__]
+class Reshaped(Distribution):
+    """A distribution over flat rows (S * N) shown with batch shape (S, N) and flat events."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, base: Distribution, shape: torch.Size) -> None:
+        super().__init__(shape, torch.Size([base.event_shape.numel()]), validate_args=False)
+        self.base = base
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean.reshape(*self.batch_shape, -1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.sample(torch.Size(sample_shape)).reshape(*sample_shape, *self.batch_shape, -1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        rows = x.expand(*self.batch_shape, -1).reshape(-1, *self.base.event_shape)
+        return self.base.log_prob(rows).reshape(self.batch_shape)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from vaegap.advice import FAMILY_WORDS
+from vaegap.advice import ENOUGH_IMAGES, FAMILY_WORDS
 
 if TYPE_CHECKING:
     from vaegap.audited import Audit
 
 __all__ = ["facts", "levels", "text"]
+
+SOURCE_WORDS = {
+    "ais": "annealing from q*",
+    "iwae": "importance sampling with q*",
+    "prior": "annealing from the prior",
+    "mixture": "annealing from a mixture of q and the prior",
+}
 
 _WIDTH = 100
 
@@ -51,7 +58,9 @@ def facts(audit: Audit) -> list[tuple[str, str]]:
         of = f", {name}" if len(audit.parts) > 1 else ""
         bad, own = (sum(k > 0.7 for k in values) for values in (part.khat, part.khat_encoder))
         num = len(part.table)
-        rows.append((f"active units{of}", f"{part.active_units} of {part.latent_dim}"))
+        few = "" if num >= ENOUGH_IMAGES else f" (too few images to tell: {num}, not {ENOUGH_IMAGES})"
+        rows.append((f"active units{of}", f"{part.active_units} of {part.latent_dim}{few}"))
+        rows.append((f"log p̂ from{of}", SOURCE_WORDS[part.source]))
         rows.append((f"k̂ > 0.7{of}", f"{bad} of {num} images with q*, {own} of {num} with the encoder's q"))
         rows.append((f"IWAE, 1,000 samples of q{of}", f"{part.iwae:.2f} nats"))
         rows.append((f"images with missed modes{of}", str(len(part.missed)) if audit.settings["check_modes"] else "?"))

@@ -62,8 +62,9 @@ def page(audit: Audit) -> str:
         *(_image(_ladder(audit, part), f"Levels and gaps, {name}") for name, part in audit.parts.items()),
         "<h2>How far to trust it</h2>",
         _facts(audit),
-        "<p>log p̂ is the larger of annealed importance sampling and importance sampling with q*: a lower bound on "
-        "log p(x). The BDMC width bounds its error on images simulated from the model. Approximation = log p̂ − L[q*], "
+        "<p>log p̂ is the largest of annealed importance sampling and importance sampling from q*, and of annealing "
+        "from the prior where missed modes are looked for: a lower bound on log p(x). The BDMC width bounds the error "
+        "of annealing from q* on images simulated from the model. Approximation = log p̂ − L[q*], "
         "amortization = L[q*] − L[q], where q* is the best member of the family for each image.</p>",
     ]
     for name, part in audit.parts.items():

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
+from vaegap.behind import line_of, modules_behind
 from vaegap.bounds import evaluating
 from vaegap.errors import InputError
 from vaegap.likelihoods import Likelihood, make_likelihood
 from vaegap.models import Model
 from vaegap.outputs import (
     ENCODER_SCALES,
+    Reshaped,
+    check_event,
     checked_gaussian,
     gaussian_of,
-    modules_behind,
     name_of,
     read_scale,
     to_logits,
@@ -39,11 +41,13 @@ class WrappedVAE(Model):
         data_shape: shape in which the encoder takes one image, or None for a flat row.
         states_scale: whether the encoder's last output said its scale itself (a distribution), so that nothing had to
             be read as a log-variance.
+        unreached: of "encode" and "decode", those behind which no module was found, so that eval() cannot reach it.
     """
 
     fixed: tuple[nn.Module, ...]
     encode_function: Callable[[Tensor], Any]
     decode_function: Callable[[Tensor], Any]
+    unreached: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -125,20 +129,20 @@ class WrappedVAE(Model):
                 f"the decoder returns a {type(out).__name__}; return the likelihood's parameters as one tensor (for "
                 "Bernoulli pixels the logits), or a torch.distributions.Distribution"
             )
-        params = out.to(self.dtype).reshape(*z.shape[:-1], -1)
+        params = self.likelihood.rows(out.to(self.dtype)).reshape(*z.shape[:-1], -1)
         return to_logits(params) if self.probabilities else params
 
     def decode(self, z: Tensor) -> Distribution:
         out = self.raw_decode(z)
         if isinstance(out, Distribution):
             extra = len(out.batch_shape) - 1
-            return _Reshaped(Independent(out, extra) if extra > 0 else out, z.shape[:-1])
+            return Reshaped(Independent(out, extra) if extra > 0 else out, z.shape[:-1])
         return self.likelihood.distribution(self._params(out, z))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         out = self.raw_decode(z)
         if isinstance(out, Distribution):
-            self._check_event(out, x.shape[-1])
+            check_event(out, x.shape[-1])
             images = x.expand(*z.shape[:-1], -1).reshape(-1, *out.batch_shape[1:], *out.event_shape)
             return out.log_prob(images).to(self.dtype).reshape(*z.shape[:-1], -1).sum(-1)
         params = self._params(out, z)
@@ -162,7 +166,7 @@ class WrappedVAE(Model):
             self.likelihood.check(x)
             return
         Likelihood.check(self.likelihood, x)  # NaN and infinity
-        self._check_event(out, x.shape[-1])
+        check_event(out, x.shape[-1])
         images = x.reshape(-1, *out.batch_shape[1:], *out.event_shape)
         support = out.support
         inside = torch.ones(len(x), 1) if support is None else support.check(images).reshape(len(x), -1)
@@ -175,65 +179,37 @@ class WrappedVAE(Model):
                 bad,
             )
 
-    @staticmethod
-    def _check_event(out: Distribution, pixels: int) -> None:
-        size = math.prod((*out.batch_shape[1:], *out.event_shape))
-        if size != pixels:
-            raise InputError(f"the decoder's {name_of(out)} is over {size} pixels, the images have {pixels}")
-        base = out
-        while isinstance(base, Independent):
-            base = base.base_dist
-        probs = vars(base).get("probs")  # torch checks this itself, unless validation is off (torch.export does that)
-        if isinstance(probs, Tensor) and not ((probs >= 0) & (probs <= 1)).all():
-            raise InputError(
-                f"the decoder's {name_of(out)} has probabilities from {probs.min().item():g} to "
-                f"{probs.max().item():g}. These look like logits given as probabilities: use Bernoulli(logits=...)."
-            )
-
     def _call(self, function: Callable[[Tensor], Any], given: Tensor, what: str) -> Any:
         """Call the user's code in its own precision; what goes wrong there is told with its cure."""
         try:
             return function(given.to(self.module_dtype))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, InputError):
             raise
-        except (RuntimeError, ValueError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            text = str(error).strip().splitlines() or [type(error).__name__]
+        except Exception as error:  # whatever somebody's code can raise
+            text = str(error).strip().splitlines() or [""]
+            said = text[-1 if isinstance(error, RuntimeError) else 0][:300]  # TorchScript says it last
+            kind = "" if isinstance(error, RuntimeError | ValueError) and said else f"{type(error).__name__}: "
+            where = line_of(error)
             raise InputError(
-                f"the {what} failed on input of shape {tuple(given.shape)}: {text[-1][:300]}. "
-                + self._cure(what, str(error))
+                f"the {what} failed on input of shape {tuple(given.shape)}{where and f' ({where})'}: "
+                f"{(kind + said).strip(': .')}. {self._cure(what, str(error))}"
             ) from error
 
     def _cure(self, what: str, text: str) -> str:
         if "not implemented for 'Half'" in text or "not implemented for 'BFloat16'" in text:
             return "This device cannot do that in half precision: call .float() on the model first."
+        if "more than 1 value per channel" in text:
+            return (
+                "A batch norm is in training mode, out of reach of eval(): pass wrap(module=...) with the network, or "
+                "call eval() on it."
+            )
+        if "constraint" in text and "nan" in text:
+            return "Its network gives NaN: look at its weights and at the images."
         if "probs" in text and "constraint" in text:
             return "These look like logits given as probabilities: use Bernoulli(logits=...)."
         if what == "encoder":
             return "It gets images (N, D), or (N, *data_shape) where wrap(data_shape=(C, H, W)) is given."
         return f"It gets latents (M, {self.latent_dim}): does latent_dim={self.latent_dim} match the decoder?"
-
-
-class _Reshaped(Distribution):
-    """A distribution over flat rows (S * N) shown with batch shape (S, N) and flat events."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, base: Distribution, shape: torch.Size) -> None:
-        super().__init__(shape, torch.Size([base.event_shape.numel()]), validate_args=False)
-        self.base = base
-
-    @property
-    def mean(self) -> Tensor:
-        return self.base.mean.reshape(*self.batch_shape, -1)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.base.sample(torch.Size(sample_shape)).reshape(*sample_shape, *self.batch_shape, -1)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        rows = x.expand(*self.batch_shape, -1).reshape(-1, *self.base.event_shape)
-        return self.base.log_prob(rows).reshape(self.batch_shape)
 
 
 def wrap(
@@ -263,7 +239,7 @@ def wrap(
         encoder_scale: what the encoder's second output is: "logvar", "log_sigma", "sigma" or "variance".
         probabilities: whether `decode` returns Bernoulli probabilities, e.g. from a final sigmoid, and no logits.
         module: the torch modules behind `encode` and `decode`. None finds them: modules, bound methods, partial
-            functions and what a function's closure or globals name.
+            functions and what a function's closure or globals name, also inside lists, dicts and plain objects.
         **likelihood_options: e.g. scale=0.1 for "gaussian", scale=None for a learned one.
 
     Returns:
@@ -289,7 +265,10 @@ def wrap(
     if probabilities and made.name != "bernoulli":
         raise InputError(f"probabilities=True is for Bernoulli pixels; the likelihood is {made.name}")
     if module is None:
-        modules = list(dict.fromkeys([*modules_behind(encode), *modules_behind(decode)]))
+        behind = {"encode": modules_behind(encode), "decode": modules_behind(decode)}
     else:
-        modules = [module] if isinstance(module, nn.Module) else list(module)
-    return WrappedVAE(encode, decode, latent_dim, made, prior, data_shape, encoder_scale, probabilities, modules)
+        behind = {"module": [module] if isinstance(module, nn.Module) else list(module)}
+    modules = list(dict.fromkeys(m for found in behind.values() for m in found))
+    vae = WrappedVAE(encode, decode, latent_dim, made, prior, data_shape, encoder_scale, probabilities, modules)
+    vae.unreached = tuple(name for name, found in behind.items() if not found and name != "module")
+    return vae
