@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import matplotlib
 import pytest
 import yaml
 
-from vaegap.lab import captions, experiments, gathering, grid, parameters, runs, tables
+from vaegap.lab import captions, experiments, gathering, grid, runs, tables
 from vaegap.lab.parameters import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,23 +87,23 @@ def test_a_page_without_records_says_so(name: str, asked: list[str], capsys: pyt
     ("name", "values", "words"),
     [
         ("one_model", {"family": "gausian"}, ["family", "gausian", "full_gaussian"]),
-        ("one_model", {"families": []}, ["families", "empty"]),
+        ("one_model", {"families": []}, ["families", "at least 1 item"]),
         ("one_model", {"activation": "gelu"}, ["activation", "gelu", "tanh"]),
         ("one_model", {"architecture": "vit"}, ["architecture", "vit", "conv"]),
         ("one_model", {"latent_dim": 0}, ["latent_dim", "at least 1"]),
         ("one_model", {"encoder": [200, -1]}, ["encoder", "at least 1"]),
-        ("gaps", {"datasets": []}, ["datasets", "empty"]),
+        ("gaps", {"datasets": []}, ["datasets", "at least 1 item"]),
         ("gaps", {"datasets": ["omniglot"]}, ["datasets", "omniglot", "fashion-mnist"]),
-        ("gaps", {"seeds": []}, ["seeds", "empty"]),
-        ("gaps", {"seeds": [1, 1]}, ["seeds", "twice"]),
+        ("gaps", {"seeds": []}, ["seeds", "at least 1 item"]),
+        ("gaps", {"seeds": [1, 1]}, ["seeds", "repetitions"]),
         ("larger_encoder", {"families": ["flow"]}, ["families", "flow", "aux_flow"]),
-        ("entropy_annealing", {"families": []}, ["families", "empty"]),
+        ("entropy_annealing", {"families": []}, ["families", "at least 1 item"]),
         ("generalization", {"variants": ["largest"]}, ["variants", "largest", "larger decoder"]),
-        ("generalization", {"variants": []}, ["variants", "empty"]),
+        ("generalization", {"variants": []}, ["variants", "at least 1 item"]),
         ("certificates", {"family": "spline"}, ["family", "spline", "aux_flow"]),
         ("quickstart", {"num_images": 0}, ["num_images", "at least 2"]),
-        ("posterior_2d", {"drawn": [0, 9999999]}, ["drawn", "9999999", "positions from 0 to 4499"]),
-        ("posterior_2d", {"drawn": []}, ["drawn", "empty"]),
+        ("posterior_2d", {"drawn": [0, 9999999]}, ["drawn", "9999999", "at most 4499"]),
+        ("posterior_2d", {"drawn": []}, ["drawn", "at least 1 item"]),
     ],
 )
 def test_wrong_parameters_are_named(name: str, values: dict[str, Any], words: list[str], asked: list[str]):
@@ -162,9 +161,3 @@ def test_nothing_to_draw():
     empty["A"] = []
     assert tables.gap_figure({"digits": empty}, {"train": "training"}) == "no records of this profile yet"
     assert "no records" in tables.show(tables.gap_table(empty)).to_string()
-
-
-@pytest.mark.parametrize("call", [lambda: tables.some_of("x", [0, 4], 4), lambda: tables.at_least(1, x=0)])
-def test_refusals_name_the_parameter(call: Callable[[], None]):
-    with pytest.raises(parameters.ParameterError, match="'x'"):
-        call()

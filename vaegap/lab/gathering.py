@@ -7,9 +7,8 @@ from typing import Any
 
 from vaegap.lab import experiments, runs
 from vaegap.lab.captions import Found
-from vaegap.lab.parameters import ParameterError
 
-__all__ = ["DATASETS", "Found", "at_least", "collect", "some_of"]
+__all__ = ["DATASETS", "Found", "collect"]
 
 DATASETS = {
     "mnist-5k": "5,000 digits",
@@ -38,12 +37,7 @@ def collect(
 
     Returns:
         label -> the records that there are, seed by seed; its attribute `missing` names the others.
-
-    Raises:
-        ParameterError: there is no model or no seed to ask for.
     """
-    some_of("seeds", seeds)
-    some_of("models", list(models))
     found = Found()
     for label, params in models.items():
         found[label] = []
@@ -56,28 +50,3 @@ def collect(
             else:
                 found[label].append(record)
     return found
-
-
-def some_of(name: str, values: Sequence[Any], limit: int | None = None) -> None:
-    """Refuse an empty list, one that names something twice and, with a limit, positions beyond it.
-
-    Raises:
-        ParameterError: the message names the parameter, what was given and what is expected.
-    """
-    if not values:
-        raise ParameterError(f"parameter {name!r} is an empty list; name at least one")
-    if len(set(values)) < len(values):
-        raise ParameterError(f"parameter {name!r} names something twice: {list(values)}")
-    if limit is not None and not all(0 <= v < limit for v in values):
-        raise ParameterError(f"parameter {name!r} must be positions from 0 to {limit - 1}, not {list(values)}")
-
-
-def at_least(least: int, **values: int | None) -> None:
-    """Refuse numbers that are too small; None stands for a default.
-
-    Raises:
-        ParameterError: the message names the parameter, what was given and what is expected.
-    """
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise ParameterError(f"parameter {name!r} must be at least {least}, not {value}")

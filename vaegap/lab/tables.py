@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vaegap.lab.captions import Caption, caption, live, with_caption
 from vaegap.lab.claims import t95
 from vaegap.lab.files import find_root
-from vaegap.lab.gathering import DATASETS, Found, at_least, collect, some_of
+from vaegap.lab.gathering import DATASETS, Found, collect
 from vaegap.lab.records import Record
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ __all__ = [
     "DATASETS",
     "ROWS",
     "Found",
-    "at_least",
     "bands",
     "caption",
     "certificates",
@@ -35,7 +34,6 @@ __all__ = [
     "milestones",
     "published",
     "show",
-    "some_of",
     "source",
     "verdicts",
     "with_caption",
