@@ -7,16 +7,15 @@ types a verdict.
 
 from __future__ import annotations
 
-import ast
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaegap.errors import InputError
 from vaegap.lab import runs
+from vaegap.lab.expressions import evaluate, letters
 from vaegap.lab.files import find_root
 from vaegap.lab.records import Record
 
@@ -31,12 +30,6 @@ VERDICTS = ("reproduced", "same direction", "not reproduced", "undecided at this
 
 _RESAMPLES = 1000
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-_OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ def _check(raw: Mapping[str, Any]) -> Check:
             raise ValueError(f"{values} is not an interval")
         return low, high
 
-    _names(raw["value"])
+    letters(raw["value"])
     return Check(
         raw["name"],
         raw["value"],
@@ -232,7 +225,7 @@ def t95(freedom: int) -> float:
 
 def _verdict(low: float, high: float, check: Check) -> str:
     def inside(bounds: tuple[float, float]) -> bool:
-        return bounds[0] <= low and high <= bounds[1]
+        return bounds[0] < low and high < bounds[1]  # "fewer" is not "as many": the ends are out
 
     if inside(check.reproduced):
         return "reproduced"
@@ -271,6 +264,8 @@ def _by_seed(records: Iterable[Record], wanted: dict[str, Any]) -> dict[int, tup
 
 
 def _table(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
+    import pandas as pd
+
     if record.experiment == "posterior_2d":
         part = record.select(metric="kl", **rows)
         part = part[part["image"] != "mean"].assign(image=lambda r: r["image"].astype(int))
@@ -281,6 +276,8 @@ def _table(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
     if rows.get("last_epoch"):
         epochs = record.select(metric="L_q", **labels)["model"].unique()
         labels["model"] = max(epochs, key=lambda m: int(str(m).rsplit(" ", 1)[1]))
+    if record.select(metric="L_q", **labels).empty:
+        return pd.DataFrame()
     table, _ = gap_tables(record, **labels)
     own = record.params["family"]
     for gap in ("approximation", "amortization"):
@@ -296,45 +293,3 @@ def _means(table: pd.DataFrame, weights: NDArray[np.float64] | None = None) -> d
     values = table.to_numpy(dtype=float)
     means = values.mean(0) if weights is None else weights @ values
     return {name: means[..., i] for i, name in enumerate(table.columns)}
-
-
-def evaluate(expression: str, models: Mapping[str, Mapping[str, Any]]) -> Any:
-    """An arithmetic expression over models' means: names like A.amortization, numbers, + − * /, abs, min, max.
-
-    Example:
-        >>> evaluate("A.amortization / A.inference", {"A": {"amortization": 1.0, "inference": 4.0}})
-        0.25
-    """
-    import numpy as np
-
-    functions = {"abs": np.abs, "min": np.minimum, "max": np.maximum}
-
-    def visit(node: ast.AST) -> Any:
-        if isinstance(node, ast.Expression):
-            return visit(node.body)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            return node.value
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](visit(node.left), visit(node.right))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -visit(node.operand)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
-            return functions[node.func.id](*(visit(a) for a in node.args))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            try:
-                return models[node.value.id][node.attr]
-            except KeyError:
-                raise InputError(f"{expression!r}: there is no {node.value.id}.{node.attr} in the records") from None
-        raise InputError(
-            f"{expression!r}: only names like A.amortization, numbers, + - * / and abs, min, max are allowed"
-        )
-
-    return visit(ast.parse(expression, mode="eval"))
-
-
-def _names(expression: str) -> set[str]:
-    return {
-        n.value.id
-        for n in ast.walk(ast.parse(expression, mode="eval"))
-        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
-    }
