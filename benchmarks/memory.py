@@ -1,0 +1,106 @@
+"""Peak memory of the engine on 10,000 images: each case in a process of its own.
+
+    python -m benchmarks.memory [--images 10000] [--out benchmarks/memory.md]
+
+Steps and samples are few, for memory does not depend on how long an optimisation takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaegap import VAE, ais, elbo, gaps, iwae, optimize_local
+from vaegap.local import RECIPES
+
+LIMIT = 3.0  # GB
+
+
+def images(num: int, pixels: int = 784) -> Tensor:
+    """Binary noise."""
+    return (torch.rand(num, pixels, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+
+
+def short(family: str) -> Any:
+    """A fit of two steps."""
+    return lambda n: optimize_local(VAE(seed=0), images(n), family, num_eval=20, recipe=quick(family), seed=0)
+
+
+def quick(family: str) -> Any:
+    """The family's own recipe, cut to two steps."""
+    return replace(RECIPES[family], steps=2, rounds=1)
+
+
+def ladder(num: int) -> object:
+    """The whole decomposition with the auxiliary flow, every recipe cut short."""
+    for name in RECIPES:
+        RECIPES[name] = quick(name)
+    families = ("gaussian", "full_gaussian", "aux_flow")
+    return gaps(VAE(seed=0), images(num), families, num_samples=20, num_chains=4, num_temperatures=2, certify=0)
+
+
+def categorical(num: int) -> object:
+    """256 levels a pixel: the widest decoder there is."""
+    vae = VAE(784, 20, likelihood="categorical", likelihood_options={"levels": 256}, seed=0)
+    return elbo(vae, (images(num) * 255).floor(), 20, seed=0)
+
+
+def convolutional(num: int) -> object:
+    """3 x 32 x 32 images through the convolutional model."""
+    vae = VAE(
+        (3, 32, 32), 50, encoder_hidden=(64, 128, 256), decoder_hidden=(64, 128, 256), architecture="conv", seed=0
+    )
+    return elbo(vae, images(num, 3072), 2, seed=0)
+
+
+CASES: dict[str, tuple[Callable[[int], object], float]] = {  # and the share of the images that is enough to measure
+    "elbo, 100 samples": (lambda n: elbo(VAE(seed=0), images(n), 100, seed=0), 1.0),
+    "iwae, 1,000 samples": (lambda n: iwae(VAE(seed=0), images(n), 1000, seed=0), 0.2),
+    "ais, 16 chains, 5 temperatures": (lambda n: ais(VAE(seed=0), images(n), 16, 5, seed=0), 1.0),
+    **{f"q* {family}": (short(family), 1.0) for family in RECIPES},
+    "gaps with aux_flow": (ladder, 1.0),
+    "elbo of a categorical decoder, 784 x 256": (categorical, 0.05),
+    "elbo of the convolutional model": (convolutional, 0.2),
+}
+
+
+def measure(name: str, num: int) -> float:
+    """Peak resident memory in GB of a process that does one case, the interpreter and PyTorch included."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--case", name, "--images", str(num)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(out.stdout.split()[-1])
+
+
+def main() -> None:
+    """Print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--case", choices=list(CASES), help="only this one, in this process: prints its peak in GB")
+    parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
+    options = parser.parse_args()
+    if options.case:
+        CASES[options.case][0](options.images)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return
+    lines = ["| work | images | peak memory, GB | |", "|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    for name, (_, share) in CASES.items():
+        num = int(options.images * share)
+        peak = measure(name, num)
+        lines.append(f"| {name} | {num} | {peak:.2f} | {'within' if peak <= LIMIT else 'ABOVE'} {LIMIT:.0f} GB |")
+        print(lines[-1], flush=True)
+    if options.out:
+        options.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
