@@ -27,7 +27,7 @@ from vaegap.models import Model
 from vaegap.posteriors import FAMILIES, make_family
 from vaegap.readings import scale_readings
 
-__all__ = ["Audit", "audit"]
+__all__ = ["Audit", "audit", "known_families"]
 
 _REFINE = Recipe(20, 4, 0.05, 0.99, rounds=1)
 
@@ -91,14 +91,15 @@ def audit(
         True
     """
     begin = time.monotonic()
-    families = _known_families(families)
+    families = known_families(families)
     if num_images < 2:
         raise InputError(f"num_images={num_images}: intervals over images need at least 2")
     first = as_images(x)
     sets = {"images": first} if heldout is None else {"training": first, "held-out": as_images(heldout, "heldout")}
     for name, images in sets.items():
         if len(images) < 2:
-            raise InputError(f"there is only one image in {name}: intervals over images need at least 2")
+            what = "x" if name != "held-out" else "heldout"
+            raise InputError(f"{what} holds a single image: an audit needs at least 2 for its intervals over images")
     model = as_model(vae, first[:1], **options)
     _check_latents(model, families)
     forces = fast_forces(model) if isinstance(force_dtype, str) else force_dtype
@@ -133,7 +134,13 @@ def audit(
     return Audit(parts, result.family, certificate, findings, advise(parts, result.family), about, settings, pictures)
 
 
-def _known_families(families: Any) -> tuple[str, ...]:
+def known_families(families: Any) -> tuple[str, ...]:
+    """Names of posterior families, or an `InputError`; one name may stand alone.
+
+    Example:
+        >>> known_families("flow")
+        ('flow',)
+    """
     names = (families,) if isinstance(families, str) else tuple(families)
     unknown = [name for name in names if name not in FAMILIES]
     if unknown:

@@ -96,6 +96,10 @@ class WrappedVAE(Model):
         out = self._call(self.encode_function, shaped, "encoder")
         self.states_scale = isinstance(out, Posterior | Distribution)
         if isinstance(out, Posterior):
+            if out.family.latent_dim != self.latent_dim:
+                raise InputError(
+                    f"the encoder returns a posterior of {out.family.latent_dim} latents; latent_dim={self.latent_dim}"
+                )
             return Posterior(out.family, {k: v.to(self.dtype) for k, v in out.params.items()})
         if isinstance(out, Distribution):
             return gaussian_of(out, len(x), self.latent_dim, self.dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import math
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = ["audit"]
 
@@ -56,11 +57,13 @@ def audit(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where all numbers go, as JSON.")] = None,
     encoder: Annotated[Path | None, typer.Option(help="TorchScript or torch.export file of the encoder.")] = None,
     decoder: Annotated[Path | None, typer.Option(help="TorchScript or torch.export file of the decoder.")] = None,
-    likelihood: Annotated[Likelihood, typer.Option(help="Of the pixels.")] = Likelihood.bernoulli,
+    likelihood: Annotated[
+        Likelihood | None, typer.Option(help="Of the pixels; by default bernoulli, or what a pythae model says.")
+    ] = None,
     noise: Annotated[
         float | None, typer.Option(help="Standard deviation of Gaussian pixels; without it the decoder predicts one.")
     ] = None,
-    encoder_scale: Annotated[Scale, typer.Option(help="The encoder's second output.")] = Scale.logvar,
+    encoder_scale: Annotated[Scale | None, typer.Option(help="The encoder's second output; by default logvar.")] = None,
     probabilities: Annotated[bool, typer.Option(help="The decoder gives probabilities, no logits.")] = False,
     data_shape: Annotated[str | None, typer.Option(help="How the encoder takes an image, e.g. 1,28,28.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Binarize images: pixel >= threshold.")] = None,
@@ -82,30 +85,34 @@ def audit(
     Weights are never unpickled. Programs (model.py, TorchScript, torch.export) run: audit those you would run anyway.
     """
     from vaegap.auditing import audit as run
+    from vaegap.auditing import known_families
     from vaegap.intake import Finding, as_images
-    from vaegap.lab.weights import read_images
+    from vaegap.lab.user_code import from_code
 
-    images = _binary(read_images(data), threshold)
-    held = None if heldout is None else _binary(read_images(heldout), threshold)
-    shape = tuple(int(n) for n in data_shape.split(",")) if data_shape else None
-    options: dict[str, Any] = {"likelihood": likelihood.value, "encoder_scale": encoder_scale.value}
-    if likelihood is Likelihood.gaussian:
-        options["scale"] = noise
+    wanted = known_families([name.strip() for name in families.split(",")])
+    for path in (out, json_file):
+        _check_writable(path)
+    given = {"likelihood": likelihood and likelihood.value, "encoder_scale": encoder_scale and encoder_scale.value,
+             "data_shape": _shape(data_shape), "probabilities": probabilities or None, "scale": noise}  # fmt: skip
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    names = (encoder_layers, decoder_layers, mean_layer, logvar_layer)
+    alone = model is None and checkpoint is not None
+    _check_combination(model, encoder or decoder, alone, any(names) or activation is not Activation.auto)
+    images = _binary(_images(data), threshold)
+    held = None if heldout is None else _binary(_images(heldout), threshold)
+    _check_shape(options.get("data_shape"), images)
     notes: list[Finding] = []
-    if model is None and checkpoint is not None:
-        names = (encoder_layers, decoder_layers, mean_layer, logvar_layer)
-        thing, notes = _from_weights(checkpoint, as_images(images), names, activation, {**options, "data_shape": shape})
+    if alone and checkpoint is not None:
+        thing, notes = _from_weights(checkpoint, as_images(images), names, activation, _scaled(options))
         options = {}
     else:
-        thing = _from_code(model, checkpoint, encoder, decoder)
-        from vaegap.models import Model
-
-        options = {} if isinstance(thing, Model) else {**options, "data_shape": shape, "probabilities": probabilities}
+        thing = from_code(model, checkpoint, encoder, decoder)
+        options = _scaled(options, thing)
     report = run(
         thing,
         images,
         held,
-        families=tuple(families.split(",")),
+        families=wanted,
         num_images=num_images,
         certify=certify,
         check_modes=modes,
@@ -121,6 +128,79 @@ def audit(
             typer.echo(f"written: {path}")
 
 
+def _check_writable(path: Path | None) -> None:
+    """Refuse a place for a report before the work, and not after it."""
+    from vaegap.errors import InputError
+
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the file that is to be written, e.g. {path / 'report.html'}")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into: make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written: choose another place")
+
+
+def _check_combination(model: str | None, program: Path | None, alone: bool, layout: bool) -> None:
+    """Options that nobody would read are refused."""
+    from vaegap.errors import InputError
+
+    if program is not None and (model is not None or alone):
+        other = "MODEL" if model is not None else "--checkpoint"
+        raise InputError(f"--encoder and --decoder are the whole model: leave out {other}")
+    if layout and not alone:
+        raise InputError(
+            "--encoder-layers, --decoder-layers, --mean-layer, --logvar-layer and --activation describe weights "
+            "without code: give them with --checkpoint alone"
+        )
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    """ "1,28,28" as numbers."""
+    from vaegap.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise InputError(f"--data-shape {text!r}: give whole numbers, e.g. --data-shape 1,28,28")
+    return shape
+
+
+def _check_shape(shape: tuple[int, ...] | None, images: Tensor) -> None:
+    from vaegap.errors import InputError
+
+    if shape is not None and images.dim() > 1 and math.prod(shape) != math.prod(images.shape[1:]):
+        raise InputError(
+            f"--data-shape {','.join(map(str, shape))} has {math.prod(shape)} pixels, an image of the file "
+            f"{math.prod(images.shape[1:])} (it holds {tuple(images.shape)})"
+        )
+
+
+def _scaled(options: dict[str, Any], thing: Any = None) -> dict[str, Any]:
+    """Gaussian pixels without --noise have a scale that the decoder predicts; a pythae model's is 1."""
+    from vaegap.adapters import is_pythae
+    from vaegap.errors import InputError
+
+    if "scale" in options and options.get("likelihood") != Likelihood.gaussian.value and not is_pythae(thing):
+        raise InputError("--noise is the standard deviation of Gaussian pixels: say --likelihood gaussian too")
+    if options.get("likelihood") == Likelihood.gaussian.value and "scale" not in options and not is_pythae(thing):
+        return {**options, "scale": None}
+    return options
+
+
+def _images(path: Path) -> Tensor:
+    from vaegap.lab.user_code import check_file
+    from vaegap.lab.weights import read_images
+
+    check_file(path)
+    return read_images(path)
+
+
 def _binary(images: Tensor, threshold: float | None) -> Tensor:
     return images if threshold is None else (images >= threshold).float()
 
@@ -131,12 +211,18 @@ def _from_weights(
     """A plain MLP from weights alone, and what was guessed about it."""
     from vaegap.errors import InputError
     from vaegap.intake import Finding
+    from vaegap.lab.user_code import check_file
     from vaegap.lab.weights import read_weights
     from vaegap.layouts import Layers, choose_activation, from_state_dict, guess_layers
     from vaegap.models import VAE
 
+    if "probabilities" in options:
+        raise InputError("weights alone give logits, whatever stands behind them: leave out --probabilities")
+    check_file(path)
     state, config = read_weights(path)
     if config:
+        if options or any(names) or activation is not Activation.auto:
+            raise InputError(f"{path} says itself what model it is: leave out the options that describe one")
         vae = VAE(**config)
         vae.load_state_dict(state)
         return vae.eval(), []
@@ -157,69 +243,3 @@ def _from_weights(
         "note",
     )
     return from_state_dict(state, layers, chosen, **options), [note]
-
-
-def _from_code(model: str | None, checkpoint: Path | None, encoder: Path | None, decoder: Path | None) -> Any:
-    """A model from somebody's Python or program file, with weights loaded into it if there are any."""
-    from vaegap.errors import InputError
-    from vaegap.lab.weights import read_program, read_weights
-
-    if model is None:
-        if encoder is None or decoder is None:
-            raise InputError(
-                "give a model: model.py:make_vae, a TorchScript file, --checkpoint weights.safetensors, or both "
-                "--encoder and --decoder"
-            )
-        return read_program(encoder), read_program(decoder)
-    file, colon, name = model.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        if model.endswith(".py"):
-            raise InputError(f"{model}: name the function that makes the model, e.g. {model}:make_vae")
-        return read_program(Path(model))
-    thing = _call(Path(file), name)
-    if checkpoint is not None:
-        state, _ = read_weights(checkpoint)
-        _load(thing, state, checkpoint)
-    return thing
-
-
-def _call(file: Path, name: str) -> Any:
-    """Run file.py and call one of its functions."""
-    from vaegap.errors import InputError
-
-    if not file.is_file():
-        raise InputError(f"there is no file {file}")
-    spec = importlib.util.spec_from_file_location("audited_model", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["audited_model"] = module
-    sys.path.insert(0, str(file.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    made = getattr(module, name, None)
-    if made is None:
-        known = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise InputError(f"{file} has no {name!r}; it has: {known}")
-    return made() if callable(made) and not hasattr(made, "parameters") else made
-
-
-def _load(thing: Any, state: dict[str, Tensor], path: Path) -> None:
-    """Load weights into the torch module behind somebody's model."""
-    from torch import nn
-
-    from vaegap.errors import InputError
-    from vaegap.layouts import stripped
-    from vaegap.wrapping import WrappedVAE
-
-    targets: list[nn.Module] = list(thing.registered) if isinstance(thing, WrappedVAE) else [thing]
-    if len(targets) != 1 or not isinstance(targets[0], nn.Module):
-        raise InputError(
-            f"the weights in {path} belong to one module, but the model has {len(targets)}: return that module with "
-            "methods encode and decode, or load the weights in make_vae"
-        )
-    try:
-        targets[0].load_state_dict(stripped(state))
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the model: {' '.join(str(error).split())[:400]}") from None
