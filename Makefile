@@ -10,7 +10,7 @@ VENV ?= .venv
 JOBS ?= 2
 PY := $(VENV)/bin/python
 
-.PHONY: help setup reproduce book test test-all clean
+.PHONY: help setup reproduce book test test-all cluster clean
 
 help: ## this list
 	@printf 'make TARGET, where TARGET is one of\n'
@@ -58,8 +58,18 @@ book: $(VENV)/.package ## build the book from the committed records
 # always a `make` of its own, after the notebooks have run.
 PAGES = $(shell find -L _config.yml _toc.yml book vaegap workflow _build/source/notebooks _build/source/extra _build/source/generated -type f -not -path '*/__pycache__/*' 2>/dev/null)
 
-.PHONY: html test-browser
+.PHONY: html pdf test-browser
 html: _build/html/.built
+
+# An extra: the same pages on one, printed by Chromium (no LaTeX). CHROMIUM=/path/to/it names another one.
+CHROMIUM ?= $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
+pdf: $(VENV)/.package ## an extra: the book as one PDF file; needs Chromium
+	@[ -n '$(CHROMIUM)' ] || { echo 'make pdf prints with Chromium, which is not on the PATH. Cure: install it, or make pdf CHROMIUM=/path/to/chromium' >&2; exit 1; }
+	@$(PY) workflow/render.py --jobs $(JOBS)
+	@$(VENV)/bin/jupyter-book build _build/source --path-output _build/pdf --builder custom --custom-builder singlehtml --all -n --keep-going --quiet
+	@'$(CHROMIUM)' --headless --no-sandbox --disable-gpu --no-pdf-header-footer --virtual-time-budget=120000 \
+	  --print-to-pdf=_build/vaegap.pdf "file://$(CURDIR)/_build/pdf/_build/singlehtml/book/intro.html" 2>/dev/null
+	@echo "The book: $(CURDIR)/_build/vaegap.pdf"
 
 _build/html/.built: $(PAGES)
 	@echo "== book: from the executed notebooks to HTML, every warning an error"
@@ -84,6 +94,13 @@ test-all: $(VENV)/.package ## all tests, the slow ones too, and every notebook i
 
 test-browser: ## open the built book in headless Chromium: errors, accessibility, the posterior explorer; installs what it needs
 	@bash tests/browser/run.sh
+
+cluster: .venv-cluster/.requirements ## an extra: Snakemake and its SLURM executor, in .venv-cluster
+
+.venv-cluster/.requirements: requirements-cluster.txt
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/python -m pip install --disable-pip-version-check --quiet -r requirements-cluster.txt
+	@touch $@
 
 clean: ## remove what was built, and the records of quick runs; keep the virtual environment and all other records
 	rm -rf _build results/*-quick-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

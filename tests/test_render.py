@@ -14,11 +14,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow"))
 import hours  # noqa: E402
+import render  # noqa: E402
 
 from vaegap.lab import grid, runs  # noqa: E402
 
@@ -123,6 +124,19 @@ def test_a_failure_is_told_and_tried_again(project: Project):
     assert process.returncode == 1
     assert "three: FAILED" in output and "no such digit" in output
     assert set(project.stamps()) == {"one", "two"}
+
+
+def test_figures_are_numbered_once():
+    picture = new_output("display_data", {"image/png": "iVBOR"})
+    under = new_output("display_data", {"text/html": "<p>run</p>"})
+    numbered = {"mystnb": {"figure": {"caption": "A figure."}}}
+    drawn = new_code_cell("draw()", metadata=numbered, outputs=[picture, under])
+    empty = new_code_cell("draw()", metadata={"mystnb": {"figure": {"caption": "A figure."}}}, outputs=[under])
+    content = new_notebook(cells=[drawn, empty])
+    render.settle(content)
+    assert [cell.outputs for cell in content.cells] == [[picture], [under], [under]]
+    assert [("figure" in cell.metadata.get("mystnb", {})) for cell in content.cells] == [True, False, False]
+    nbformat.validate(content)
 
 
 # ---- core-hours -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 
 import hours
 import nbformat
+import nbformat.v4
 import yaml
 
 from vaegap.lab import captions
@@ -96,13 +97,36 @@ def execute(name: str, parameters: dict[str, Any]) -> float:
     if process.returncode:
         raise RuntimeError(last.splitlines()[-1] if last else f"ended with exit code {process.returncode}")
     notebook = nbformat.read(output, as_version=4)
-    for cell in notebook.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata["tags"].append("hide-input")
+    settle(notebook)
     notebook.metadata["papermill"] = {"parameters": parameters}  # without the paths of this machine
     nbformat.write(notebook, output)
     os.replace(output, copy_of(name))
     return time.monotonic() - started
+
+
+def settle(notebook: nbformat.NotebookNode) -> None:
+    """Make an executed notebook fit for a page.
+
+    The book numbers and captions every output of a cell that draws a figure; so what stands under the figure moves to
+    a cell of its own, and a cell that had nothing to draw draws no figure.
+    """
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"].append("hide-input")
+        if "figure" not in cell.metadata.get("mystnb", {}):
+            continue
+        pictures = [out for out in cell.outputs if "image/png" in out.get("data", {})]
+        rest = [out for out in cell.outputs if out not in pictures and out.output_type != "stream"]
+        if not pictures:
+            del cell.metadata["mystnb"]["figure"]
+        elif rest:
+            cell.outputs = [out for out in cell.outputs if out not in rest]
+            under = nbformat.v4.new_code_cell("# where the figure comes from", outputs=rest, id=f"{cell.id}-under")
+            under.metadata["tags"] = ["remove-input"]
+            cells.append(under)
+    notebook.cells = cells
 
 
 def stop() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from vaegap.lab import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 STYLE = ROOT / "vaegap" / "figures.mplstyle"
@@ -25,15 +29,28 @@ ENCODER = "#D55E00"  # the encoder's q
 GREEN = "#009E73"
 PURPLE = "#CC79A7"
 
+STARTED = time.monotonic()
 plt.style.use(STYLE)
 
 
-def save(fig: Figure, name: str, out: Path = OUT) -> Path:
-    """Write `name`.svg, byte for byte the same on every run."""
+def save(fig: Figure, name: str, out: Path = OUT, started: float | None = None) -> Path:
+    """Write `name`.svg, byte for byte the same on every run, and beside it where it was made: `name`.json.
+
+    Args:
+        fig: the figure.
+        name: of the files.
+        out: their folder.
+        started: `time.monotonic()` before the figure was computed; without it, when this module was imported.
+    """
+    seconds = time.monotonic() - (STARTED if started is None else started)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.svg"
     fig.savefig(path, metadata={"Date": None, "Creator": "vaegap: book/figures_src"})
     plt.close(fig)
+    made = provenance.collect()
+    kept = ("commit", "dirty", "processor", "accelerator", "threads", "versions", "written")
+    about = {"script": f"book/figures_src/{name}.py", "seconds": round(seconds, 1)} | {key: made[key] for key in kept}
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import time
 from pathlib import Path
 
 from common import OUT, save
@@ -20,7 +21,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no such figure: {', '.join(unknown)}; there are {', '.join(NAMES)}")
     for name in options.names or NAMES:
-        print(save(importlib.import_module(name).draw(), name, options.out))
+        started = time.monotonic()
+        print(save(importlib.import_module(name).draw(), name, options.out, started))
 
 
 if __name__ == "__main__":
