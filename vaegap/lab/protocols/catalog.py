@@ -31,6 +31,7 @@ _BIG = {
     "certify": 200,
     "families": ["gaussian", "full_gaussian", "aux_flow"],
     "checked": 100,
+    "keep_weights": False,  # they lie in results/models, once
 }
 
 
