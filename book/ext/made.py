@@ -25,10 +25,11 @@ class Made(SphinxRole):
             about = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             return [], [self.inliner.reporter.error(f"{path}: {error}; draw the figure again", line=self.lineno)]
-        threads = about["threads"]
+        threads = about["threads"] or 1
         machine = about["accelerator"] or f"{about['processor']}, {threads} thread{'s' * (threads != 1)}"
         commit = (about["commit"] or "none")[:9] + "+" * bool(about["dirty"])
-        words = f" · commit {commit} · {machine} · {about['seconds']:.0f} s · "
+        seconds = f"{about['seconds']:.{about['seconds'] < 10:d}f}"
+        words = f" · commit {commit} · {machine} · {seconds} s · "
         script = self.link(about["script"], Path(about["script"]).name)
         more = self.link(f"{FIGURES}/{self.text}.json", "details")
         parts = [nodes.Text("Drawn by "), script, nodes.Text(words), more]

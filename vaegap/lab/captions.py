@@ -170,7 +170,7 @@ def _commit(record: Record) -> str:
 
 
 def _machine(made: Mapping[str, Any]) -> str:
-    threads = made.get("threads")
+    threads = made.get("threads") or 1
     return str(made.get("accelerator") or f"{made.get('processor')}, {threads} thread{'s' * (threads != 1)}")
 
 
