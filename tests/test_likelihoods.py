@@ -176,3 +176,21 @@ def test_by_name() -> None:
         make_likelihood("poisson")
     with pytest.raises(InputError, match="positive"):
         Gaussian(0.0)
+
+
+def test_options_of_another_likelihood_are_refused() -> None:
+    with pytest.raises(InputError, match="bernoulli likelihood has no option 'scale'.*none"):
+        make_likelihood("bernoulli", scale=0.1)
+    with pytest.raises(InputError, match="has its options already"):
+        make_likelihood(Gaussian(0.1), scale=0.2)
+
+
+def test_levels_lie_on_the_first_or_the_last_axis() -> None:
+    kind = Categorical(5)
+    out = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(kind.rows(out), out.flatten(1))
+    torch.testing.assert_close(kind.rows(out.movedim(-1, 1)), out.flatten(1))
+    torch.testing.assert_close(kind.rows(out.flatten(1)[:, :, None, None]), out.flatten(1))
+    for unclear in (torch.zeros(2, 5, 4, 5), torch.zeros(2, 15, 4, 4)):
+        with pytest.raises(InputError, match="5 levels of a categorical pixel"):
+            kind.rows(unclear)

@@ -143,7 +143,18 @@ class WrappedVAE(Model):
             return Reshaped(Independent(out, extra) if extra > 0 else out, z.shape[:-1])
         return self.likelihood.distribution(self._params(out, z))
 
+    def log_prior(self, z: Tensor) -> Tensor:
+        if self.prior is None:
+            return super().log_prior(z)
+        # a trajectory of HMC may diverge: its end is to be rejected, but torch's distributions refuse to look at it
+        fine = torch.isfinite(z).all(-1)
+        return torch.where(fine, self.prior.log_prob(torch.where(fine.unsqueeze(-1), z, 0.0)), -torch.inf)
+
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        fine = torch.isfinite(z).all(-1)
+        return torch.where(fine, self._log_likelihood(x, torch.where(fine.unsqueeze(-1), z, 0.0)), -torch.inf)
+
+    def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         out = self.raw_decode(z)
         if isinstance(out, Distribution):
             check_event(out, x.shape[-1])
