@@ -67,8 +67,9 @@ pdf: $(VENV)/.package ## an extra: the book as one PDF file; needs Chromium
 	@[ -n '$(CHROMIUM)' ] || { echo 'make pdf prints with Chromium, which is not on the PATH. Cure: install it, or make pdf CHROMIUM=/path/to/chromium' >&2; exit 1; }
 	@$(PY) workflow/render.py --jobs $(JOBS)
 	@$(VENV)/bin/jupyter-book build _build/source --path-output _build/pdf --builder custom --custom-builder singlehtml --all -n --keep-going --quiet
+	@cp _build/pdf/_build/singlehtml/book/intro.html _build/pdf/_build/singlehtml/print.html # its links start there
 	@'$(CHROMIUM)' --headless --no-sandbox --disable-gpu --no-pdf-header-footer --virtual-time-budget=120000 \
-	  --print-to-pdf=_build/vaegap.pdf "file://$(CURDIR)/_build/pdf/_build/singlehtml/book/intro.html" 2>/dev/null
+	  --print-to-pdf=_build/vaegap.pdf "file://$(CURDIR)/_build/pdf/_build/singlehtml/print.html" 2>/dev/null
 	@echo "The book: $(CURDIR)/_build/vaegap.pdf"
 
 _build/html/.built: $(PAGES)
