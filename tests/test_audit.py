@@ -225,6 +225,9 @@ def test_doubts_are_raised(report: Audit) -> None:
     assert "0.40 nats" in found["sandwich"].message
     assert f"images {number}; up to 2.5 nats" in found["missed_modes"].message
     assert "40 of 40 training images" in found["khat"].message
+    assert "rests on annealing" in found["khat"].cure
+    (weighted, *_) = doubts({"images": made_up("training", report, **(changes | {"source": "iwae"}))}, None, 0.1, True)
+    assert "rests on it all the same" in weighted.cure
     assert "annealing that starts from the prior" in found["wide_evidence"].message
 
 

@@ -31,7 +31,8 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
             found.append(
                 Finding("khat", f"k̂ is above 0.7 for {len(bad)} of {len(part.table)} {which} with q* as proposal "
                         f"(first: image {bad[0]}): importance sampling is unreliable there",
-                        "log p̂ is the larger of AIS and importance sampling, and rests on AIS there", "note")
+                        "log p̂ rests on it all the same, as its mean is the larger: a lower bound whose error is not "
+                        "known there" if part.source == "iwae" else "log p̂ rests on annealing, and not on it", "note")
             )  # fmt: skip
         if part.missed:
             most = max(part.missed.values())
