@@ -84,7 +84,8 @@ def optimize_local(
         >>> vae = linear_gaussian_vae()
         >>> x = vae.simulate(10, seed=1)
         >>> best = vae.exact_gaps(x).best_gaussian.mean().item()
-        >>> abs(optimize_local(vae, x, seed=0).bound.mean - best) < 0.02
+        >>> found = optimize_local(vae, x, seed=0).bound
+        >>> abs(found.mean - best) < 4 * found.mcse
         True
     """
     if protocol not in ("fast", "paper"):
