@@ -63,7 +63,7 @@ class LocalFit:
     Args:
         bound: L[q*] per image, on samples that neither the optimiser nor the choice of start or end saw.
         posterior: q*.
-        start: L of the start, per image, on other samples, at most 200.
+        start: L of the start, per image, on the 200 samples on which it was compared with the end.
         steps: optimisation steps that each image took (N,).
 
     Example:
@@ -118,10 +118,9 @@ def climb(
     def work(number: int) -> None:
         index, chunk_seed = pieces[number].to(x.device), seed + 7919 * (number + 1)
         begin = start[index] if own else lift(start[index], family)
-        best, steps, lost = _climb_chunk(vae, x[index], begin, plan, force_dtype, chunk_seed, frozen)
+        best, before, steps, lost = _climb_chunk(vae, x[index], begin, plan, force_dtype, chunk_seed, frozen)
         fresh = elbo(vae, x[index], max(2, num_eval), best, seed=chunk_seed + 101)
         fresh = replace(fresh, flagged=dict.fromkeys(lost, "the ascent diverged: this is where it started") or None)
-        before = elbo(vae, x[index], max(2, min(num_eval, JUDGES)), begin, seed=chunk_seed + 102)
         reports[number] = fresh, before, steps
         with guard:
             for name, value in best.params.items():
@@ -153,15 +152,15 @@ def _climb_chunk(
     force_dtype: torch.dtype | None,
     seed: int,
     frozen: Collection[str],
-) -> tuple[Posterior, Tensor, list[int]]:
+) -> tuple[Posterior, Bound, Tensor, list[int]]:
     """Rounds of ascent; an image leaves after a round that gained less than the tolerance or the noise.
 
-    Returns the better of start and end, the steps each image took, and the images whose ascent diverged.
+    Returns the better of start and end, L of the start, the steps each image took, and the images that diverged.
     """
     generator = make_generator(vae, seed)
     joint = LogJoint(vae, x, force_dtype)
     best = start.detach()
-    level = elbo(vae, x, JUDGES, best, seed=seed)
+    level = first = elbo(vae, x, JUDGES, best, seed=seed)
     steps = torch.zeros(len(x), dtype=torch.long)
     active = torch.arange(len(x), device=x.device)
     lost: list[int] = []
@@ -186,7 +185,7 @@ def _climb_chunk(
         active = active[gain > torch.maximum(2 * noise, torch.full_like(noise, plan.tolerance))]
         if len(active) == 0:
             break
-    return best, steps, sorted(set(lost))
+    return best, first, steps, sorted(set(lost))
 
 
 def pick_rows(q: Posterior, index: Tensor, frozen: Collection[str]) -> Posterior:
