@@ -96,3 +96,12 @@ def test_model_round_trip(tmp_path: Path) -> None:
     checkpoints.save(tmp_path / "old", {"w": torch.ones(1)}, {"model": vae.config})
     with pytest.raises(CheckpointError, match="another version"):
         checkpoints.load_model(tmp_path / "old")
+
+
+def test_names_come_back_in_one_order(tmp_path: Path) -> None:
+    """The order within the file differs from writing to writing, and would become that of a record's rows."""
+    names = [f"name{i:02d}" for i in range(30)]
+    for attempt in range(3):
+        path = tmp_path / f"{attempt}.safetensors"
+        checkpoints.save(path, {name: torch.zeros(1) for name in reversed(names)}, {})
+        assert list(checkpoints.load(path)[0]) == names

@@ -57,7 +57,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     """Read a checkpoint back.
 
     Returns:
-        The tensors, on the CPU, and the metadata.
+        The tensors, on the CPU, and the metadata. Names are in alphabetical order: that of the file changes from one
+        writing to the next, and with it would change the order of a record's rows.
 
     Raises:
         CheckpointError: it is not there, truncated, damaged, or was not written by `save`.
@@ -78,7 +79,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     kept = json.loads(entry)
     if kept["sha256"] != _digest(tensors):
         raise CheckpointError(_broken(path, "is damaged: its contents do not have the digest that was written with it"))
-    return tensors, kept["meta"]
+    return {name: tensors[name] for name in sorted(tensors)}, kept["meta"]
 
 
 def save_model(path: str | os.PathLike[str], vae: VAE, meta: Mapping[str, Any] | None = None) -> None:
