@@ -18,17 +18,6 @@ from vaegap.energy import LogJoint
 from vaegap.lab.weights import read_program
 
 
-@pytest.fixture
-def model() -> Dense:
-    torch.manual_seed(0)
-    return Dense().eval()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return (torch.rand(7, D, generator=torch.Generator().manual_seed(1)) < 0.5).float()
-
-
 def test_a_plain_decoder_gets_hand_written_gradients(model: Dense, x: Tensor) -> None:
     slow = wrap(model.encode, lambda z: model.decoder(z), LATENT)
     fast = from_functions(model.encode, model.decoder, x)
@@ -47,15 +36,6 @@ def test_torchscript(model: Dense, x: Tensor, tmp_path: Path) -> None:
         scripted.save(tmp_path / "vae.pt")
     vae = as_model(read_program(tmp_path / "vae.pt"), x)
     same_elbo(vae, wrap(model.encode, model.decode, LATENT), x)
-
-
-@pytest.fixture
-def exported(model: Dense, tmp_path: Path) -> tuple[Path, Path]:
-    many = {0: torch.export.Dim.DYNAMIC}
-    for name, module, size in (("encoder", model.encoder, D), ("decoder", model.decoder, LATENT)):
-        program = torch.export.export(module, (torch.zeros(4, size),), dynamic_shapes={"input": many})
-        torch.export.save(program, tmp_path / f"{name}.pt2")
-    return tmp_path / "encoder.pt2", tmp_path / "decoder.pt2"
 
 
 def test_torch_export(model: Dense, x: Tensor, exported: tuple[Path, Path]) -> None:

@@ -201,7 +201,10 @@ def test_refresh_computes_stale_records_anew_under_any_profile(project: Path, mo
     jobs = grid.load(write_grid(project, a=entry(profiles={"laptop": None})), "laptop")
     assert grid.state(jobs[0]) == "stale"
     assert runner.run_jobs(jobs, command=light) == []
-    whole = lambda job, results: [*light(job, results)[:2], job.profile, "0", "5", "0.0", str(results)]  # noqa: E731
+
+    def whole(job: grid.Job, results: Path) -> list[str]:
+        return [*light(job, results)[:2], job.profile, "0", "5", "0.0", str(results)]
+
     assert [o.state for o in runner.run_jobs(jobs, command=whole, refresh=True)] == ["done"]
     assert grid.state(jobs[0]) == "done"
 

@@ -12,25 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from somebody import LATENT, SIX, D, Dense, fc
+from somebody import SIX, fc
 
 from vaegap import InputError
 from vaegap.lab.weights import read_images, read_program, read_weights
-
-
-@pytest.fixture
-def model() -> Dense:
-    torch.manual_seed(0)
-    return Dense().eval()
-
-
-@pytest.fixture
-def exported(model: Dense, tmp_path: Path) -> tuple[Path, Path]:
-    many = {0: torch.export.Dim.DYNAMIC}
-    for name, module, size in (("encoder", model.encoder, D), ("decoder", model.decoder, LATENT)):
-        program = torch.export.export(module, (torch.zeros(4, size),), dynamic_shapes={"input": many})
-        torch.export.save(program, tmp_path / f"{name}.pt2")
-    return tmp_path / "encoder.pt2", tmp_path / "decoder.pt2"
 
 
 class Trap:
