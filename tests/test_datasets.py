@@ -19,11 +19,11 @@ from vaegap.errors import InputError
 from vaegap.lab import datasets, download, files, sources
 from vaegap.lab.datasets import load_images
 from vaegap.lab.errors import DataError
-from vaegap.lab.sources import Part, RawFile
+from vaegap.lab.sources import Part, RawFile, SpreadPart
 
 EXPECTED = {  # name, split -> number of images, mean of the pixels, start of the digest
     ("mnist", "train"): (60_000, 0.13066, "604693d026c113e5"),
-    ("mnist", "test"): (10_000, 0.13251, "522d8dbe4d48fa7b"),
+    ("mnist", "test"): (10_000, 0.13251, "09eab82eba9e7413"),
     ("fashion-mnist", "train"): (55_000, 0.31439, "7b19440b04f9e3fd"),
     ("fashion-mnist", "valid"): (5_000, 0.31758, "7f0e2f0cfa486dc4"),
     ("fashion-mnist", "test"): (10_000, 0.31530, "bd519fb6fd5984d6"),
@@ -88,6 +88,27 @@ def test_full_sets(name: str, split: str) -> None:
     assert images.x.mean().item() == pytest.approx(mean, abs=1e-5)
     assert images.x[:1000].unique().tolist() == [0.0, 1.0]
     assert torch.equal(load_images(name, split, num_images=7).x, images.x[:7])
+
+
+@pytest.mark.parametrize(("name", "split"), [*EXPECTED, ("cifar10", "train")])
+def test_first_images_stand_for_all(name: str, split: str) -> None:
+    """A file sorted by class would fail: the first five hundred of Larochelle's test file are all zeros."""
+    if not (files.data_root() / sources.SOURCES[name].splits[split][0].files[0].path).exists():
+        pytest.skip(f"{name} is not under {files.data_root()}")
+    ink = load_images(name, split).x.mean(1).double()
+    for count in (100, 500, 1000):
+        assert abs(ink[:count].mean() - ink.mean()) < 4.5 * ink.std() / count**0.5
+
+
+@pytest.mark.parametrize("count", [10, 37, 100, 500, 1234])
+def test_spread_part_takes_every_row_once_and_evenly(count: int) -> None:
+    (part,) = sources.SOURCES["mnist"].splits["test"]
+    assert isinstance(part, SpreadPart)
+    row = np.arange(10_000, dtype=np.uint16).view(np.uint8).reshape(-1, 2)
+    taken = part.take(row).view(np.uint16).ravel()
+    assert np.array_equal(np.sort(taken), np.arange(10_000))
+    digits = np.bincount(taken[:count] // 1000, minlength=10)
+    assert digits.max() - digits.min() <= 3, digits
 
 
 def test_splits_of_one_file_do_not_overlap(tiny_fashion: Path) -> None:

@@ -7,7 +7,8 @@ mnist-5k       1, 28, 28  train 4,500, test 500: 5,000 MNIST digits that the pac
                           Every tenth digit of each class is a test digit; the classes take turns, so that the first
                           n images are balanced. Pixel >= 0.5 counts as one.
 mnist          1, 28, 28  train 60,000, test 10,000: Larochelle's static binarization (the paper's MNIST); train is
-                          its train and valid files, one after the other.
+                          its train and valid files, one after the other. The test file is sorted by digit; its images
+                          are numbered so that the first n of them are spread over it.
 fashion-mnist  1, 28, 28  train 55,000 (the first of the training file), valid 5,000 (the last), test 10,000;
                           pixel >= 0.5.
 cifar10        3, 32, 32  train 45,000, valid 5,000 (the first of the training files), test 10,000; each channel
@@ -178,7 +179,7 @@ def _read(source: Source, root: Path, parts: Sequence[Part], count: int) -> NDAr
         raw = _present(root, part)
         if raw is None:
             raise missing_error(source, root, as_published(part), "not found")
-        arrays.append(_pixels(raw.kind, _payload(source, root, raw))[part.start : part.stop])
+        arrays.append(part.take(_pixels(raw.kind, _payload(source, root, raw))))
         if sum(map(len, arrays)) >= count:
             break
     return np.concatenate(arrays)[:count]

@@ -6,9 +6,23 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vaegap.errors import InputError
 
-__all__ = ["AMAT_URL", "SOURCES", "Part", "RawFile", "Source", "as_published", "digest_of", "fingerprint", "get_source"]
+__all__ = [
+    "AMAT_URL",
+    "SOURCES",
+    "Part",
+    "RawFile",
+    "Source",
+    "SpreadPart",
+    "as_published",
+    "digest_of",
+    "fingerprint",
+    "get_source",
+]
 
 AMAT_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
 
@@ -37,6 +51,25 @@ class Part:
     start: int
     stop: int
 
+    def take(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """This part of all rows of its file (N, D), in the order in which images are numbered."""
+        return rows[self.start : self.stop]
+
+
+@dataclass(frozen=True)
+class SpreadPart(Part):
+    """A part of a file that is sorted by class: image i is row (i * stride) mod N.
+
+    With a stride near the golden section of N and without a common divisor with it, the first n images are spread
+    evenly over the file for every n, and so over the classes.
+    """
+
+    stride: int
+
+    def take(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        rows = super().take(rows)
+        return rows[np.arange(len(rows)) * self.stride % len(rows)]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -58,9 +91,9 @@ class Source:
     torchvision: str = ""
 
 
-def _binarized(split: str, count: int, pixels: str, text: str) -> Part:
+def _binarized(split: str, pixels: str, text: str) -> tuple[RawFile, RawFile]:
     names = (f"BinarizedMNIST/{split}.npy", f"BinarizedMNIST/binarized_mnist_{split}.amat")
-    return Part((RawFile(names[0], pixels, "npy"), RawFile(names[1], text, "amat")), 0, count)
+    return RawFile(names[0], pixels, "npy"), RawFile(names[1], text, "amat")
 
 
 def _fashion(stem: str, digest: str, start: int, stop: int) -> Part:
@@ -99,25 +132,35 @@ SOURCES: dict[str, Source] = {
             1,
             {
                 "train": (
-                    _binarized(
-                        "train",
+                    Part(
+                        _binarized(
+                            "train",
+                            "43490d4d6ac9002727af4426d8748609fdb7e4094fa65ad8d681ea60082a7a5a",
+                            "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+                        ),
+                        0,
                         50_000,
-                        "43490d4d6ac9002727af4426d8748609fdb7e4094fa65ad8d681ea60082a7a5a",
-                        "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
                     ),
-                    _binarized(
-                        "valid",
+                    Part(
+                        _binarized(
+                            "valid",
+                            "069b4f0beb389b776478c3e872b4df71c95ac4be64d7cbe6d32e24ebac8e6d5e",
+                            "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+                        ),
+                        0,
                         10_000,
-                        "069b4f0beb389b776478c3e872b4df71c95ac4be64d7cbe6d32e24ebac8e6d5e",
-                        "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
                     ),
                 ),
-                "test": (
-                    _binarized(
-                        "test",
+                "test": (  # zeros first, then ones, and so on: the only file here that is sorted
+                    SpreadPart(
+                        _binarized(
+                            "test",
+                            "ca0294c3b8d984c7a1dc891015a8eea6f37bae59a34e35ea0fc8c47110a8dd86",
+                            "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+                        ),
+                        0,
                         10_000,
-                        "ca0294c3b8d984c7a1dc891015a8eea6f37bae59a34e35ea0fc8c47110a8dd86",
-                        "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+                        6_181,
                     ),
                 ),
             },
