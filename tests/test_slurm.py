@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import toy_lab
-from test_grid import wait_for
+from grid_lab import wait_for
 from test_snakemake import PROFILES, ROOT, Project, content, diamond, find_snakemake, toy
 
 from vaegap.lab import experiments, locks, runs

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import toy_lab
 import yaml
-from test_grid import ASK, DECLARED, PRELUDE, wait_for
-from test_parameters import notebook
+from grid_lab import ASK, DECLARED, PRELUDE, wait_for
+from notebook_lab import notebook
 
 from vaegap.lab import experiments, grid, runs
 

@@ -1,0 +1,129 @@
+"""The commands run, status and claims, with real papermill where it matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy_lab
+from grid_lab import ROOT, command, entry, write_grid
+from typer.testing import CliRunner
+
+from vaegap.lab import cli, experiments, runs
+
+
+def test_grid_by_papermill_from_the_command_line(project: Path) -> None:
+    pytest.importorskip("papermill")
+    path = write_grid(
+        project,
+        good=entry(parameters={"seed": [1]}),
+        bad=entry(parameters={"fail_at": 1}),
+    )
+    first = command("run", str(path), "--profile", "quick", "--jobs", "2")
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "1 done, 1 failed" in first.stdout
+    (failure,) = (project / "results/_failed").glob("bad-*")
+    assert "RuntimeError: told to fail at step 1" in (failure / "error.txt").read_text()
+    assert json.loads((failure / "notebook.ipynb").read_text())["cells"]
+    assert list((project / "results/_work/notebooks").glob("good-*.ipynb"))
+
+    started = time.monotonic()
+    listed = command("status", "--grid", str(path))
+    assert time.monotonic() - started < 10
+    assert "done     good seed=1" in listed.stdout, listed.stdout + listed.stderr
+    assert "failed   bad fail_at=1  [RuntimeError: told to fail" in listed.stdout
+    assert "time left" in listed.stdout
+    counts = json.loads(command("status", "--grid", str(path), "--json").stdout)["counts"]
+    assert counts == {"done": 1, "failed": 1}
+
+
+def test_one_notebook_from_the_command_line(project: Path) -> None:
+    pytest.importorskip("papermill")
+    path = str(project / "notebooks/toy.ipynb")
+    wrong = command("run", path, "-p", "sede", "1")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "no parameter 'sede'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    assert "must be int" in command("run", path, "-p", "seed", "abc").stderr
+    done = command("run", path, "-p", "seed", "6", "--parameter", "steps=2", "-o", str(project / "out.ipynb"), cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert runs.find(experiments.identify("toysteps", {"seed": 6, "steps": 2})) is not None
+    assert (project / "out.ipynb").exists()
+    assert json.loads((project / "notebooks/toy.ipynb").read_text())["cells"][1]["outputs"] == []
+
+
+@pytest.mark.parametrize("option", [["--jobs", "2"], ["--only", "a"]])
+def test_options_of_grids_are_refused_for_notebooks(project: Path, option: list[str]) -> None:
+    done = CliRunner().invoke(cli.app, ["run", str(project / "notebooks/toy.ipynb"), *option])
+    assert done.exit_code == 2
+    assert "--jobs and --only are for a grid file" in " ".join(done.output.replace("│", " ").split())
+
+
+def test_dry_run_and_refresh_of_a_notebook(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[str | None] = []
+    monkeypatch.setattr(
+        "vaegap.lab.notebook.execute", lambda *arguments: executed.append(os.environ.get("VAEGAP_REFRESH"))
+    )
+    monkeypatch.setenv("VAEGAP_REFRESH", "0")
+    call = ["run", str(project / "notebooks/toy.ipynb"), "-p", "seed", "6"]
+    said = CliRunner().invoke(cli.app, [*call, "--dry-run"])
+    assert said.exit_code == 0 and executed == []
+    assert "would run" in said.output and "seed=6, profile='quick'" in said.output
+    assert CliRunner().invoke(cli.app, [*call, "--dry-run", "-p", "sede", "6"]).exit_code == 2
+    assert not (project / "results").exists()
+    CliRunner().invoke(cli.app, call)
+    CliRunner().invoke(cli.app, [*call, "--refresh"])
+    assert executed == ["0", "1"]
+
+
+def test_status_and_run_look_into_the_same_folders(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments.run(toy_lab.TOY, profile="laptop", results=project / "results")  # a published one
+    path = write_grid(project, a=entry(profiles={"laptop": None}))
+    rest = [str(path), "--profile", "laptop", "--results", str(tmp_path / "own")]
+    assert "1 of 1 jobs are done" in CliRunner().invoke(cli.app, ["run", *rest]).output
+    monkeypatch.setenv("VAEGAP_RESULTS", str(project / "nothing"))
+    assert "1 jobs: 1 done" in CliRunner().invoke(cli.app, ["status", "--grid", *rest]).output
+
+
+@pytest.mark.parametrize("text", ["[]", '{"err', "{}", '{"error": ""}'])
+def test_status_reads_a_damaged_note_on_a_failure(project: Path, text: str) -> None:
+    with pytest.raises(RuntimeError):
+        experiments.run(toy_lab.TOY, {"fail_at": 1}, results=project / "results")
+    (note,) = (project / "results/_work").glob("toy*/failed.json")
+    note.write_text(text)
+    path = write_grid(project, a=entry(parameters={"fail_at": 1}))
+    done = CliRunner().invoke(cli.app, ["status", "--grid", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "cannot be read" in done.output
+
+
+def test_status_says_what_is_wrong_with_an_invalid_record(project: Path) -> None:
+    record = experiments.run(toy_lab.TOY, results=project / "results")
+    (record.folder / "record.parquet").write_bytes(b"x")
+    other = str(project / "results")
+    done = CliRunner().invoke(cli.app, ["status", "--grid", str(write_grid(project, a=entry())), "--results", other])
+    assert "invalid  a" in done.output and "record.parquet: cannot be read" in done.output
+    assert f"--results {other}" in done.output, "the command that goes on"
+
+
+def test_claims_know_the_profiles() -> None:
+    done = CliRunner().invoke(cli.app, ["claims", "--profile", "foo"])
+    assert done.exit_code == 2
+    assert "'laptop'" in done.output
+
+
+def test_help_is_everywhere_and_quick() -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "vaegap", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert time.monotonic() - started < 2
+    for name in ("run", "status", "verify", "claims", "audit", "data"):
+        assert name in done.stdout
+        if name != "audit":  # passes its arguments on
+            assert CliRunner().invoke(cli.app, [name, "--help"]).exit_code == 0
