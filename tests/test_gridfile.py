@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def test_combinations_profiles_and_dependencies(project: Path) -> None:
         ({"a": entry(parameters={"seed": []})}, "list of values of 'seed' is empty"),
         ({"a": entry(parameters={"seed": [1, 2, 1]})}, "'seed' has the same value twice"),
         ({"a": entry(profiles={"quick": {"minutes": "abc"}})}, "quick: minutes must be a number.*not 'abc'"),
+        ({"a": entry(profiles={"quick": {"minutes": math.inf}})}, "quick: minutes must be a number.*not inf"),
+        ({"a": entry(parameters={"profile": "laptop"})}, "entry 'a': the profile is no parameter here"),
         ({"a": entry(profiles={"quick": {"parameters": 3}})}, "quick: parameters must be a mapping"),
         ({"a": entry(profiles={"quick": 3})}, "quick must be a mapping"),
     ],
@@ -87,3 +90,31 @@ def test_unreadable_grid_files(project: Path) -> None:
     path.write_text("- a\n- b\n")
     with pytest.raises(GridError, match="one mapping"):
         grid.load(path, "quick")
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("experiments:\n  a: {notebook: x.ipynb}\n  b: 1\n  a: 2\n", "'a' is there twice"),
+        ("experiments:\n  a: {parameters: {seed: 1, seed: 2}}\n", "'seed' is there twice"),
+        ("experiments: {a: {parameters: {seed: 2026-13-45}}}", "month must be in"),
+        ("experiments: " + "[" * 3000, "nested too deeply"),
+        ("experiments: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("\0", "special characters are not allowed"),
+    ],
+)
+def test_what_yaml_would_overlook_or_stumble_over(tmp_path: Path, text: str, needed: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(GridError, match=f"(?s)grid.yaml: cannot be read: .*{needed}"):
+        grid.load(path, "quick")
+
+
+def test_an_anchor_may_be_merged_into_several_entries(project: Path) -> None:
+    path = project / "workflow/grid.yaml"
+    path.write_text(
+        "experiments:\n"
+        "  a: &base {notebook: notebooks/toy.ipynb, experiment: toysteps, profiles: {quick: null}}\n"
+        "  b: {<<: *base, parameters: {seed: 1}}\n"
+    )
+    assert [job.label for job in grid.load(path, "quick")] == ["a", "b seed=1"]

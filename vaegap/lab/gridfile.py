@@ -18,6 +18,7 @@ when its notebook or the records before it have changed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -41,11 +42,13 @@ def read(path: Path, profiles: Collection[str]) -> dict[str, dict[str, Any]]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GridError(f"{path}: there is no such grid file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: no text, or a date such as 2026-13-45
         raise GridError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise GridError(f"{path}: cannot be read: it is nested too deeply") from None
     if not isinstance(content, dict) or not isinstance(content.get("experiments"), dict):
         raise GridError(f"{path}: a grid file has one mapping `experiments:`, from names to entries")
     if len(content) > 1:
@@ -56,6 +59,21 @@ def read(path: Path, profiles: Collection[str]) -> dict[str, dict[str, Any]]:
         except GridError as error:
             raise GridError(f"{path}: entry {name!r}{error}") from None
     return dict(content["experiments"])
+
+
+def _load(text: str) -> Any:
+    """What a YAML file says; of two entries with one name, YAML's own reader would silently drop the first."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
 
 
 def _check_entry(name: Any, entry: Any, profiles: Collection[str]) -> None:
@@ -75,7 +93,7 @@ def _check_entry(name: Any, entry: Any, profiles: Collection[str]) -> None:
             _check_keys(settings, _PROFILE)
             _check_values(settings)
             minutes = 0 if settings.get("minutes") is None else settings["minutes"]
-            if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes >= 0:
+            if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < math.inf:
                 raise GridError(f": minutes must be a number, such as `minutes: 2.5`, not {minutes!r}")
         except GridError as error:
             raise GridError(f", profile {profile}{error}") from None
@@ -104,6 +122,8 @@ def _check_values(entry: Mapping[str, Any]) -> None:
         return
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise GridError(f": parameters must be a mapping, such as `parameters: {{seed: [0, 1]}}`, not {values!r}")
+    if "profile" in values:
+        raise GridError(": the profile is no parameter here: `profiles:` tells in which ones the entry runs")
     for name, value in values.items():
         if value == []:
             raise GridError(f": the list of values of {name!r} is empty, which leaves no job at all")
