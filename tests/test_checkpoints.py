@@ -105,3 +105,11 @@ def test_names_come_back_in_one_order(tmp_path: Path) -> None:
         path = tmp_path / f"{attempt}.safetensors"
         checkpoints.save(path, {name: torch.zeros(1) for name in reversed(names)}, {})
         assert list(checkpoints.load(path)[0]) == names
+
+
+def test_the_cure_can_be_pasted_where_a_folder_has_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "my results" / "c.safetensors"
+    checkpoints.save(path, {"w": torch.zeros(9)})
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=f"rm '{path}'"):
+        checkpoints.load(path)

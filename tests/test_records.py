@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +143,10 @@ def test_artifact_is_checked(tmp_path: Path) -> None:
     (record.folder / "weights.bin").write_bytes(b"other")
     with pytest.raises(RecordError, match="not the file that the run wrote"):
         record.artifact("weights.bin")
+
+
+def test_the_cure_can_be_pasted_where_a_folder_has_a_space(tmp_path: Path) -> None:
+    folder = run(TOY, results=tmp_path / "my results").folder
+    truncate_table(folder)
+    with pytest.raises(RecordError, match=re.escape(f"rm -r '{folder}'")):
+        records.read(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,4 +130,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _broken(path: Path, what: str) -> str:
-    return f"{path}: {what}. Delete it (rm {path}) and run again: the computation then starts from its beginning."
+    command = f"rm {shlex.quote(str(path))}"
+    return f"{path}: {what}. Delete it ({command}) and run again: the computation then starts from its beginning."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def cure(folder: Path) -> str:
     """What to do about a record that cannot be used."""
     return (
         f"If it is a published one, get it back (git checkout -- {folder.name}, in {folder.parent}); else delete it "
-        f"(rm -r {folder}) and run it again."
+        f"(rm -r {shlex.quote(str(folder))}) and run it again."
     )
 
 
