@@ -90,3 +90,16 @@ def test_half_written_lock_is_respected_for_a_moment(tmp_path: Path) -> None:
     assert locks.holder(path) is not None
     os.utime(path, (time.time() - 60,) * 2)
     assert locks.holder(path) is None
+
+
+def test_below_a_plain_file_nothing_is_locked(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where a folder was meant")
+    assert locks.holder(tmp_path / "results" / "_work" / "r" / "lock") is None
+    assert runs.state(experiments.identify(TOY), tmp_path / "results") == "missing"
+
+
+def test_a_fresh_record_is_done_though_another_process_still_reads_it(tmp_path: Path) -> None:
+    """Of two grids on one folder, the one that waited holds the lock for a moment, and computes nothing."""
+    name = run(TOY, results=tmp_path).run_id
+    with locks.Lock(files.work_folder(tmp_path, name) / "lock"):
+        assert runs.state(name, tmp_path) == "done"

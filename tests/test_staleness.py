@@ -101,3 +101,25 @@ def test_verify_clears_the_mark_where_numbers_agree(
     mutate_again = copied_science / "bounds.py"
     mutate_again.write_text(mutate_again.read_text() + "\n_AGAIN = 2\n")
     assert runs.state(record.run_id, tmp_path / "r") == "stale"
+
+
+def test_one_damaged_record_does_not_keep_the_others_from_being_verified(
+    copied_science: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recompute(ctx: Context, record: records.Record) -> list[dict[str, Any]]:
+        return [{"metric": "elbo", "value": record.value("elbo"), "mcse": 0.1, "unit": "nats"}]
+
+    monkeypatch.setitem(experiments._registry, "toy", replace(TOY, verify=recompute))
+    damaged, unwritable, good = (run(TOY, {"seed": seed}, "laptop", tmp_path / "r") for seed in range(3))
+    (damaged.folder / "record.parquet").write_bytes(b"x")
+    (unwritable.folder / "run.json").unlink()
+    (unwritable.folder / "run.json").mkdir()  # its mark cannot be cleared, as on a read-only disk
+    mutate(copied_science)
+    verdicts = {v.run_id: v for v in verify.verify(results=tmp_path / "r")}
+    assert {name: v.state for name, v in verdicts.items()} == {
+        damaged.run_id: "cannot",
+        unwritable.run_id: "cannot",
+        good.run_id: "agrees",
+    }
+    assert "cannot be read" in verdicts[damaged.run_id].reason
+    assert "cannot write the record's description" in verdicts[unwritable.run_id].reason

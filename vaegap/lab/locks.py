@@ -57,10 +57,13 @@ class Lock:
     Args:
         path: the lock file; its folder is created.
         on_beat: called every few seconds while the lock is held.
+        what: what cannot be written where the lock cannot, for the message.
     """
 
-    def __init__(self, path: Path, on_beat: Callable[[], None] | None = None) -> None:
-        self.path, self.token = path, uuid.uuid4().hex
+    def __init__(
+        self, path: Path, on_beat: Callable[[], None] | None = None, what: str = "the lock of this run"
+    ) -> None:
+        self.path, self.token, self.what = path, uuid.uuid4().hex, what
         self._on_beat, self._stop = on_beat, threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -136,7 +139,7 @@ class Lock:
 
     def _create(self) -> bool:
         name = Holder(_host(), os.getpid(), _start_of(os.getpid()), time.time(), self.token)
-        with storage_errors(self.path, "the lock of this run"):
+        with storage_errors(self.path, self.what):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -175,7 +178,7 @@ def _host() -> str:
 def _read(path: Path) -> Holder | None:
     try:
         return Holder(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError):
         return Holder("", 0, "", 0.0, "")  # being written, or its writer was killed in between

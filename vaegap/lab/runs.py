@@ -14,7 +14,18 @@ from vaegap.lab.errors import RecordError
 from vaegap.lab.files import find_results, find_root, work_folder
 from vaegap.lab.records import COLUMNS, SCHEMA_VERSION, Record, canonical, read, write
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "Record", "find", "list_records", "read", "run_id", "state", "write"]
+__all__ = [
+    "COLUMNS",
+    "SCHEMA_VERSION",
+    "Record",
+    "find",
+    "list_folders",
+    "list_records",
+    "read",
+    "run_id",
+    "state",
+    "write",
+]
 
 
 def run_id(experiment: str, params: Mapping[str, Any], profile: str, data: str = "", version: int = 1) -> str:
@@ -61,11 +72,15 @@ def list_records(results: str | os.PathLike[str] | None = None) -> list[Record]:
     Raises:
         RecordError: one of them is damaged or of a newer version.
     """
-    found: dict[str, Record] = {}
+    return [read(folder) for folder in list_folders(results)]
+
+
+def list_folders(results: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The folders of all records, own ones before published ones, each run once. They may be damaged."""
+    found: dict[str, Path] = {}
     for folder in _searched(results):
         for path in sorted(folder.glob("[!_.]*/record.parquet")):
-            if path.parent.name not in found:
-                found[path.parent.name] = read(path.parent)
+            found.setdefault(path.parent.name, path.parent)
     return list(found.values())
 
 
@@ -76,10 +91,12 @@ def state(run_id: str, results: str | os.PathLike[str] | None = None) -> str:
         record = find(run_id, results)
     except RecordError:
         return "invalid"
+    if record is not None and not record.stale:
+        return "done"  # also where somebody holds the lock: of a fresh record nobody computes anything, but only reads
     if locks.holder(work / "lock") is not None:
         return "running"
     if record is not None:
-        return "stale" if record.stale else "done"
+        return "stale"
     return "failed" if (work / "failed.json").is_file() else "missing"
 
 

@@ -57,7 +57,12 @@ def verify(
     """
     from vaegap.lab import runs
 
-    for record in runs.list_records(results) if found is None else found:
+    for folder in runs.list_folders(results) if found is None else [record.folder for record in found]:
+        try:
+            record = records.read(folder)
+        except RecordError as error:  # the others can be verified all the same
+            yield Verdict(folder.name, "cannot", reason=str(error))
+            continue
         if everything or record.stale:
             yield verify_record(record)
 
@@ -96,7 +101,10 @@ def verify_record(record: Record) -> Verdict:
         row = both.loc[score.fillna(math.inf).idxmax()]
         reason = f"{row['metric']} of image {row['image']}: {row['value_then']:.4f} then, {row['value']:.4f} now"
         return Verdict(name, "differs", len(both), worst, reason)
-    _clear(record, len(both), worst)
+    try:
+        _clear(record, len(both), worst)
+    except LabError as error:  # a folder that cannot be written to, say
+        return Verdict(name, "cannot", len(both), worst, str(error))
     return Verdict(name, "agrees", len(both), worst)
 
 
