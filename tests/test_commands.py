@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -127,3 +128,35 @@ def test_help_is_everywhere_and_quick() -> None:
         assert name in done.stdout
         if name != "audit":  # passes its arguments on
             assert CliRunner().invoke(cli.app, [name, "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("words", [["status"], ["run", "grid.yaml"], ["verify"], ["claims"]])
+def test_results_that_are_no_folder_are_refused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unset variable in a script must not put records into the working folder, nor a slip look like no records."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    for text, needed in (("", "its name is empty"), ("file", "file is a file, not a folder")):
+        done = CliRunner().invoke(cli.app, [*words, "--results", text])
+        assert done.exit_code == 2
+        assert needed in " ".join(done.output.replace("│", " ").split())
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["verify", "claims"])
+def test_commands_that_only_read_say_that_a_folder_is_not_there(name: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, [name, "--results", str(tmp_path / "reslts")])
+    assert done.exit_code == 2
+    assert f"there is no folder {tmp_path / 'reslts'}" in done.output
+
+
+def test_the_command_that_goes_on_can_be_pasted(project: Path) -> None:
+    path = write_grid(project, a=entry())
+    own = project / "my results"
+    done = CliRunner().invoke(cli.app, ["status", "--grid", str(path), "--results", str(own)])
+    (line,) = [line for line in done.output.splitlines() if line.startswith("to go on: ")]
+    words = shlex.split(line.removeprefix("to go on: "))
+    assert words[:2] == ["vaegap", "run"] and words[-2:] == ["--results", str(own)]
+    said = CliRunner().invoke(cli.app, [*words[1:], "--dry-run"])
+    assert said.exit_code == 0 and said.output.startswith("missing")

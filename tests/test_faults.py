@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import toy_lab
+from notebook_lab import notebook as make_notebook
 
-from vaegap.lab import checkpoints, experiments, grid, records, runner, runs, schema
+from vaegap.lab import checkpoints, experiments, grid, locks, notebook, records, runner, runs, schema
 from vaegap.lab.errors import CheckpointError, RecordError, StorageError
 from vaegap.lab.experiments import Context, run
 
@@ -186,6 +189,62 @@ def test_read_only_results(disk: Callable[..., Path]) -> None:
 def test_results_where_nobody_can_write() -> None:
     with pytest.raises(StorageError, match="VAEGAP_RESULTS"):
         run(toy_lab.TOY, {"seed": 1}, results="/proc/nothing/results")
+
+
+def test_a_notebook_on_a_full_or_read_only_disk(disk: Callable[..., Path], project: Path) -> None:
+    results, source = disk("size=64k"), project / "notebooks/page.ipynb"
+    fill(results)
+    with pytest.raises(StorageError, match="the executed notebook.*-o FILE names another place.*disk is full"):
+        notebook.execute(source, results / "page.ipynb", {})
+    (results / "ballast").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(results)], check=True)
+    with pytest.raises(StorageError, match="the executed notebook.*read-only"):
+        notebook.execute(source, results / "page.ipynb", {})
+
+
+def test_a_disk_that_fills_up_while_a_notebook_runs(disk: Callable[..., Path], project: Path) -> None:
+    pytest.importorskip("papermill")
+    results = disk("size=400k")
+    filling = f"""with open({str(results / "ballast")!r}, "wb", buffering=0) as stream:
+    try:
+        while stream.write(b"x"):
+            pass
+    except OSError:
+        print("the disk is full" * 10_000)"""
+    make_notebook(project / "notebooks/page.ipynb", filling)
+    with pytest.raises(StorageError, match="the executed notebook.*disk is full"):
+        notebook.execute(project / "notebooks/page.ipynb", results / "page.ipynb", {})
+    assert not (results / "page.ipynb").exists()
+
+
+def test_a_grid_says_that_its_disk_is_full_where_no_log_can(disk: Callable[..., Path], project: Path) -> None:
+    results = disk("size=400k")
+
+    def command(job: grid.Job, folder: Path) -> list[str]:
+        if not (results / "ballast").exists():
+            fill(results)
+        job = replace(job, notebook=project / "notebooks/page.ipynb", parameters={})
+        return runner.command_of(job, folder)
+
+    (outcome,) = runner.run_jobs(toy_jobs(1), results, command=command)
+    assert outcome.state == "failed"
+    assert outcome.reason == f"its files cannot be written in {results}: is the disk full?"
+
+
+def test_two_processes_do_not_write_one_copy_at_a_time(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = threading.Event()
+    monkeypatch.setattr(notebook, "_execute", lambda *arguments: began.set())
+    arguments = (project / "notebooks/page.ipynb", tmp_path / "out.ipynb", {})
+    with locks.Lock(tmp_path / ".out.lock"):
+        second = threading.Thread(target=notebook.execute, args=arguments)
+        second.start()
+        assert not began.wait(0.3)
+    second.join(20)
+    assert began.is_set()
+    assert f"waiting for process {os.getpid()}" in capsys.readouterr().err
+    assert not (tmp_path / ".out.lock").exists()
 
 
 # ---- damaged files --------------------------------------------------------------------------------------------------

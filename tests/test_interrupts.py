@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from grid_lab import entry, light, start, wait_for, write_grid
 
-from vaegap.lab import grid, runner, runs
+from vaegap.lab import grid, notebook, runner, runs
 
 
 def test_ctrl_c_on_a_notebook_says_how_to_go_on(project: Path) -> None:
@@ -83,3 +84,42 @@ def test_killed_runner_takes_its_notebooks_along(project: Path) -> None:
     process.kill()
     process.wait()
     wait_for(lambda: not Path(f"/proc/{kernel}").exists(), 20)
+
+
+# ---- what ends a process other than Ctrl-C --------------------------------------------------------------------------
+@pytest.mark.parametrize("sign", notebook.ENDINGS)
+def test_kill_and_a_closed_terminal_are_taken_as_ctrl_c(sign: signal.Signals) -> None:
+    before = signal.getsignal(sign)
+    with pytest.raises(KeyboardInterrupt), notebook.stopped_by_signals():
+        os.kill(os.getpid(), sign)
+        time.sleep(5)
+    assert signal.getsignal(sign) is before
+
+
+@pytest.mark.parametrize("sign", notebook.ENDINGS)
+def test_kill_and_a_closed_terminal_stop_a_grids_jobs(sign: signal.Signals, project: Path) -> None:
+    jobs = grid.load(write_grid(project, a=entry(parameters={"seed": [0, 1]})), "quick")
+
+    def sleeper(job: grid.Job, results: Path) -> list[str]:
+        os.kill(os.getpid(), sign)
+        return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    assert [o.state for o in runner.run_jobs(jobs, command=sleeper)] == ["stopped", "stopped"]
+    assert runs.state(jobs[0].run_ids[0]) == "missing"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_nohup_is_respected(project: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with notebook.stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        jobs = grid.load(write_grid(project, a=entry()), "quick")
+
+        def closes(job: grid.Job, results: Path) -> list[str]:
+            os.kill(os.getpid(), signal.SIGHUP)
+            return light(job, results)
+
+        assert [o.state for o in runner.run_jobs(jobs, command=closes)] == ["done"]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -51,9 +51,18 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
     return shielded
 
 
-ResultsOption = Annotated[
-    Path | None, typer.Option(help="Folder of the records; by default $VAEGAP_RESULTS, else results/ in the project.")
-]
+def _folder(text: str) -> Path:
+    """The folder that was named; a variable that is not set, or a file, is no folder."""
+    if not text.strip():
+        raise typer.BadParameter("its name is empty; name a folder, or leave the option out")
+    path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path} is a file, not a folder")
+    return path
+
+
+_RESULTS = "Folder of the records; by default $VAEGAP_RESULTS, else results/ in the project."
+ResultsOption = Annotated[Path | None, typer.Option(parser=_folder, metavar="FOLDER", help=_RESULTS)]
 ProfileOption = Annotated[Profile, typer.Option(help="How large: minutes, hours, or the paper's own schedule.")]
 GridOption = Annotated[Path | None, typer.Option("--grid", help="The grid file; by default workflow/grid.yaml.")]
 
@@ -99,6 +108,14 @@ def run(
         cli_run.run_notebook(target, profile.value, parameter or [], output, refresh, dry_run)
 
 
+def _need(results: Path | None) -> None:
+    """A command that only reads finds nothing wrong in a folder that is not there; a name with a slip is."""
+    from vaegap.errors import InputError
+
+    if results is not None and not results.is_dir():
+        raise InputError(f"there is no folder {results}")
+
+
 def _use(results: Path | None) -> None:
     """Make a folder that was named this process's results, and its children's, as if the environment named it."""
     if results is not None:
@@ -133,6 +150,7 @@ def verify(
     from vaegap.lab import verify as verification
     from vaegap.lab.errors import RecordError
 
+    _need(results)
     found = None
     if run_ids:
         records = {name: runs.find(name, results) for name in run_ids}
@@ -160,6 +178,7 @@ def claims(
     """The ledger: each claim of the paper, its criterion, and the verdict computed from the records."""
     from vaegap.lab import claims as ledger
 
+    _need(results)
     typer.echo(ledger.report(results, profile.value))
 
 

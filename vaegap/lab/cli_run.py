@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,8 @@ def run_notebook(
     if refresh:
         os.environ["VAEGAP_REFRESH"] = "1"
     try:
-        notebook.execute(target, output, values)
+        with notebook.stopped_by_signals():
+            notebook.execute(target, output, values)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from its last checkpoint", err=True)
         raise typer.Exit(130) from None
@@ -134,8 +136,9 @@ def show_status(path: Path, profile: str, parallel: int, as_json: bool, results:
     typer.echo(f"{len(listed)} jobs: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
     if unfinished:
         typer.echo(f"time left: about {left / 60:.0f} min" if left is not None else "time left: not known yet")
-        elsewhere = f" --results {results}" if results is not None else ""
-        typer.echo(f"to go on: vaegap run {os.path.relpath(path)} --profile {profile}{elsewhere}")
+        elsewhere = ["--results", str(results)] if results is not None else []
+        command = ["vaegap", "run", os.path.relpath(path), "--profile", profile, *elsewhere]
+        typer.echo(f"to go on: {shlex.join(command)}")
     if counts["stale"] and profile != "quick":
         typer.echo("stale: code has changed since; `vaegap verify` checks whether the numbers still hold")
 
@@ -154,7 +157,7 @@ def _detail(job: Job, state: str) -> str:
         elif state == "invalid":
             texts.append(_complaint(run_id))
         elif (who := locks.holder(work / "lock")) is not None:
-            texts.append(f"{run_id} by process {who.pid} on {who.host}")
+            texts.append(f"{run_id} by process {who.pid} on {who.host}" if who.token else run_id)
         elif (work / "failed.json").is_file():
             texts.append(_noted(work / "failed.json"))
         elif (work / "session.json").is_file():

@@ -7,6 +7,7 @@ lies after a killed kernel, so an output notebook gets its name only after a cle
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -14,15 +15,19 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vaegap.lab import parameters
-from vaegap.lab.errors import GridError
+from vaegap.lab import locks, parameters
+from vaegap.lab.errors import GridError, LabError, StorageError
+from vaegap.lab.files import storage_errors
 
-__all__ = ["execute", "partial_of", "traceback_of"]
+__all__ = ["ENDINGS", "NOT_WRITTEN", "execute", "partial_of", "stopped_by_signals", "traceback_of"]
+
+ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+NOT_WRITTEN = 3  # exit code of a job whose notebook could not be written, nor, on a full disk, any message
 
 
 def partial_of(output: Path) -> Path:
@@ -38,6 +43,8 @@ def execute(
 ) -> None:
     """Check the parameters, run the notebook, and put the copy with its outputs in place.
 
+    Of two processes that make the same copy, one waits for the other.
+
     Args:
         notebook: the source; it stays as it is.
         output: the copy with outputs.
@@ -47,16 +54,29 @@ def execute(
     Raises:
         ParameterError: the notebook does not have such a parameter, or it is of another type.
         GridError: a cell failed, or its kernel died; the message holds the traceback, `partial_of(output)` the rest.
+        StorageError: the copy cannot be written.
         KeyboardInterrupt: somebody stopped it.
     """
     parameters.check_values(parameters.read_notebook(notebook), values, f"notebook {Path(notebook).name}")
+    output = Path(output)
+    what = "the executed notebook (of a single one, -o FILE names another place)"
+    lock = locks.Lock(output.with_name(f".{output.stem}.lock"), what=what)
+    with storage_errors(output, what):
+        lock.acquire(on_wait=lambda who: _say(f"waiting for process {who.pid} on {who.host}, which writes {output}"))
+        try:
+            _execute(notebook, output, values, cwd)
+        finally:
+            lock.release()
+
+
+def _execute(
+    notebook: str | os.PathLike[str], output: Path, values: Mapping[str, Any], cwd: str | os.PathLike[str] | None
+) -> None:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillException
 
-    output = Path(output)
     partial = partial_of(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
             os.fspath(notebook),
@@ -100,16 +120,35 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # lets papermill shut its kernel down
 
 
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """What ends a process (kill, a job's end on a cluster, a closed terminal) is taken as Ctrl-C is."""
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup: the terminal may be closed
+            signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str]) -> int:
     """Run the notebook of a job; the exit code tells whether it ended well."""
     _die_with_parent()
-    signal.signal(signal.SIGTERM, _stop)
     notebook, output, values = arguments
     try:
-        execute(notebook, output, json.loads(values))
-    except GridError as error:
-        print(error, file=sys.stderr)
-        return 1
+        with stopped_by_signals():
+            execute(notebook, output, json.loads(values))
+    except LabError as error:
+        with contextlib.suppress(OSError):  # the log lies on the disk that is full
+            print(error, file=sys.stderr)
+        return NOT_WRITTEN if isinstance(error, StorageError) else 1
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -70,7 +70,7 @@ def run_jobs(
     """Run all jobs that are not done, some at a time, each after those it depends on.
 
     A job that fails leaves its notebook, its log and the traceback in `results/_failed/<job>/`; the others go on. On
-    Ctrl-C (or SIGTERM) the running notebooks are stopped; their checkpoints stay.
+    Ctrl-C (or SIGTERM, or SIGHUP) the running notebooks are stopped; their checkpoints stay.
 
     Args:
         jobs: from `grid.load`.
@@ -195,7 +195,9 @@ class _Loop:
         """Why a job whose process has ended is not done; "" if it is."""
         job, code = one.job, one.process.returncode
         if code != 0:
-            return _last_lines(one.log) or f"ended with exit code {code}"
+            said = _last_lines(one.log)
+            full = f"its files cannot be written in {self.folder}: is the disk full?" * (code == notebook.NOT_WRITTEN)
+            return said or full or f"ended with exit code {code}"
         if not job.run_ids:
             grid.write_stamp(job, self.jobs, self.folder)
         current = grid.state(job, self.results, self.jobs)
@@ -221,7 +223,8 @@ class _Loop:
         _say(text + (f"; about {_duration(left)} left" if left else ""))
         if outcome.state == "failed":
             last = outcome.reason.strip().splitlines()[-1]
-            _say(f"         {last}\n         see {self.folder / '_failed' / outcome.job.id}")
+            kept = self.folder / "_failed" / outcome.job.id
+            _say(f"         {last}" + f"\n         see {kept}" * kept.is_dir())
 
     def _left(self) -> float | None:
         if not self.waiting and not self.running:
@@ -239,7 +242,7 @@ class _Loop:
         self.reported = time.monotonic()
         for one in self.running:
             line = (_last_lines(one.log, 1) or "").strip()[-100:]
-            _say(f"running  {one.job.label}, {_duration(time.monotonic() - one.since)}: {line}")
+            _say(f"running  {one.job.label}, {_duration(time.monotonic() - one.since)}" + f": {line}" * bool(line))
 
     def _stop_all(self) -> None:
         """Stop what still runs: politely, then for good."""
@@ -293,13 +296,14 @@ def _progress(total: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them."""
+    """Collect what would end this process: Ctrl-C, kill, a closed terminal (unless nohup said to overlook it)."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [n for n in (signal.SIGINT, *notebook.ENDINGS) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in wanted}
     try:
         yield received
     finally:
