@@ -58,6 +58,16 @@ def test_truncated(tmp_path: Path, keep: float) -> None:
     assert caught.value.__suppress_context__
 
 
+def test_published_weights_are_got_back_and_not_deleted(tmp_path: Path) -> None:
+    for folder, published in (("models", True), ("_work/run", False)):
+        path = tmp_path / folder / "m.safetensors"
+        checkpoints.save(path, sample())
+        path.write_bytes(path.read_bytes()[:300])
+        with pytest.raises(CheckpointError, match="is truncated") as caught:
+            checkpoints.load(path)
+        assert (f"git checkout -- m.safetensors, in {path.parent}" in str(caught.value)) is published
+
+
 def test_one_flipped_bit(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     checkpoints.save(path, sample())

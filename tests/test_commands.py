@@ -15,7 +15,7 @@ import toy_lab
 from grid_lab import ROOT, command, entry, write_grid
 from typer.testing import CliRunner
 
-from vaegap.lab import cli, experiments, runs
+from vaegap.lab import cli, experiments, provenance, runs
 
 
 def test_grid_by_papermill_from_the_command_line(project: Path) -> None:
@@ -160,3 +160,17 @@ def test_the_command_that_goes_on_can_be_pasted(project: Path) -> None:
     assert words[:2] == ["vaegap", "run"] and words[-2:] == ["--results", str(own)]
     said = CliRunner().invoke(cli.app, [*words[1:], "--dry-run"])
     assert said.exit_code == 0 and said.output.startswith("missing")
+
+
+def test_dry_run_of_a_grid_counts_what_would_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vaegap.bounds  # noqa: F401  # so that the record names it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "science_modules", lambda package=None: {"vaegap.bounds": "of old"})
+        experiments.run(toy_lab.TOY, profile="laptop", results=project / "results")
+    path = write_grid(project, a=entry(parameters={"seed": [0, 1]}, profiles={"laptop": None}))
+    call = ["run", str(path), "--profile", "laptop", "--dry-run"]
+    shown = CliRunner().invoke(cli.app, call).output.splitlines()
+    assert [line.split()[0] for line in shown[:2]] == ["stale", "missing"]
+    assert shown[2] == "1 of 2 jobs would run", "published ones are shown with their mark"
+    assert "2 of 2 jobs would run" in CliRunner().invoke(cli.app, [*call, "--refresh"]).output

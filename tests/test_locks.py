@@ -62,7 +62,7 @@ def test_lock_of_a_dead_process_is_void(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize(("age", "alive"), [(0.0, True), (300.0, True), (700.0, False)])
+@pytest.mark.parametrize(("age", "alive"), [(0.0, True), (300.0, True), (700.0, False), (-300.0, True), (-1e7, False)])
 def test_lock_of_another_host_counts_while_it_is_touched(tmp_path: Path, age: float, alive: bool) -> None:
     path = tmp_path / "lock"
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "x", "since": 0.0, "token": "t"}))

@@ -131,4 +131,9 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _broken(path: Path, what: str) -> str:
     command = f"rm {shlex.quote(str(path))}"
-    return f"{path}: {what}. Delete it ({command}) and run again: the computation then starts from its beginning."
+    if "_work" in path.parts:  # the scratch folder; elsewhere it may be a model that is published with the records
+        return f"{path}: {what}. Delete it ({command}) and run again: the computation then starts from its beginning."
+    return (
+        f"{path}: {what}. If it is a published one, get it back (git checkout -- {path.name}, in {path.parent}); else "
+        f"delete it ({command}) and run again: the computation then starts from its beginning."
+    )

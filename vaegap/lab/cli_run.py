@@ -100,8 +100,10 @@ def run_grid(target: Path, profile: str, parallel: int, only: list[str], refresh
             raise GridError(f"{target}: no entry or job {', '.join(unknown)} under the profile {profile}")
     chosen = [job for job in jobs if not only or job.entry in only or job.id in only]
     if dry_run:
+        states = {job.id: grid.state(job, None, jobs) for job in chosen}
         for job in chosen:
-            typer.echo(f"{grid.state(job, None, jobs):8s} {job.id:40s} {job.label}")
+            typer.echo(f"{states[job.id]:8s} {job.id:40s} {job.label}")
+        typer.echo(f"{len(grid.open_jobs(chosen, states, refresh))} of {len(chosen)} jobs would run")
         return
     outcomes = runner.run_jobs(jobs, parallel=parallel, refresh=refresh, only={job.id for job in chosen})
     counts = Counter(outcome.state for outcome in outcomes)

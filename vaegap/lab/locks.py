@@ -6,7 +6,8 @@ say nothing about who holds them; O_EXCL works there, and `vaegap status` can sh
 nobody removes it for a killed process. So the holder touches it every few seconds, and a lock is void
 
 - at once, if its process is gone (same host), or another process has its number by now;
-- after ten minutes without a touch, if it was made on another host.
+- after ten minutes without a touch, if it was made on another host; a touch more than that in the future was made by a
+  clock that has been set back since.
 
 A process that was only suspended for so long finds out, before it writes a record, that its token is no longer there.
 """
@@ -187,7 +188,7 @@ def _read(path: Path) -> Holder | None:
 def _gone(path: Path, found: Holder) -> bool:
     if found.host == _host():
         return _start_of(found.pid) != found.started
-    return _age(path) > (SILENT if found.token else _WRITING)
+    return abs(_age(path)) > (SILENT if found.token else _WRITING)
 
 
 def _age(path: Path) -> float:

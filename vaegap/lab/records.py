@@ -105,7 +105,8 @@ class Record:
         """One line on where the numbers come from, to stand beside a figure or table."""
         made = self.info.get("provenance", {})
         commit = (made.get("commit") or "no commit")[:9] + ("+" if made.get("dirty") else "")
-        machine = made.get("accelerator") or f"{made.get('processor')}, {made.get('threads')} threads"
+        threads = made.get("threads") or 1
+        machine = made.get("accelerator") or f"{made.get('processor')}, {threads} thread{'s' * (threads != 1)}"
         parts = [f"run {self.run_id}", f"commit {commit}", f"profile {self.info['profile']}", str(machine)]
         parts.append(f"{self.info.get('wall_seconds', float('nan')):.0f} s")
         if self.stale:
