@@ -174,3 +174,13 @@ def test_dry_run_of_a_grid_counts_what_would_run(project: Path, monkeypatch: pyt
     assert [line.split()[0] for line in shown[:2]] == ["stale", "missing"]
     assert shown[2] == "1 of 2 jobs would run", "published ones are shown with their mark"
     assert "2 of 2 jobs would run" in CliRunner().invoke(cli.app, [*call, "--refresh"]).output
+
+
+@pytest.mark.parametrize(("name", "needed"), [("", "takes a file"), ("toy.ipynb", "names the notebook itself")])
+def test_outputs_that_would_cost_the_source_or_the_run_are_refused(project: Path, name: str, needed: str) -> None:
+    source = project / "notebooks/toy.ipynb"
+    before = source.read_bytes()
+    done = CliRunner().invoke(cli.app, ["run", str(source), "-o", str(project / "notebooks" / name)])
+    assert done.exit_code == 2
+    assert needed in " ".join(done.output.replace("│", " ").split())
+    assert source.read_bytes() == before and not (project / "results").exists()

@@ -43,6 +43,10 @@ def run_notebook(
     from vaegap.lab.files import find_results, scratch_folder
 
     declared = parameters.read_notebook(target)
+    if output is not None and output.is_dir():
+        raise typer.BadParameter(f"-o takes a file, such as {output / target.name}, not the folder {output}")
+    if output is not None and output.exists() and output.samefile(target):
+        raise typer.BadParameter(f"-o names the notebook itself, which stays as it is: {output}")
     values = _values(declared, given)
     if "profile" in declared:
         values.setdefault("profile", profile)
