@@ -210,3 +210,23 @@ def test_image_shapes() -> None:
         vaegap.elbo(vae, torch.ones(0, 12))
     with pytest.raises(InputError, match="12.*13"):
         vaegap.elbo(vae, torch.ones(2, 13))
+
+
+def test_a_convolutional_decoder_keeps_the_levels_of_a_pixel_together() -> None:
+    """With its last weights at 0, each channel has the levels that its biases say, whatever the pixel."""
+    levels = 5
+    vae = VAE(
+        (3, 32, 32), 2, encoder_hidden=(2, 3, 4), decoder_hidden=(4, 3, 2), architecture="conv",
+        likelihood="categorical", likelihood_options={"levels": levels}, seed=0,
+    ).eval()  # fmt: skip
+    last = [m for m in vae.decoder.modules() if isinstance(m, nn.ConvTranspose2d)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.arange(3.0 * levels).sin())
+    log_p = last.bias.detach().view(3, levels).log_softmax(1)
+    x = torch.randint(levels, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([log_p[c][x[:, c]].sum((1, 2)) for c in range(3)]).sum(0)
+    z = torch.randn(2, 4, 2)
+    value = vae.log_likelihood(x.flatten(1).float(), z)
+    assert torch.allclose(value, expected.expand(2, -1), rtol=1e-5)
+    assert torch.allclose(vae.decode(z).log_prob(x.flatten(1)), value, rtol=1e-5)

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from vaegap.errors import InputError
 from vaegap.fast import ELU
-from vaegap.likelihoods import Likelihood, make_likelihood
+from vaegap.likelihoods import Categorical, Likelihood, make_likelihood
 from vaegap.posteriors import Posterior, make_family
 from vaegap.posteriors.base import normal_log_prob
 
@@ -167,7 +167,9 @@ class VAE(Model):
                 self.decoder = _mlp_decoder(latent_dim, decoder_hidden, outputs, activation)
             else:
                 self.features, width = _conv_features(shape, encoder_hidden)
-                self.decoder = _conv_decoder(latent_dim, decoder_hidden, shape[0] * self.likelihood.params_per_pixel)
+                outputs = shape[0] * self.likelihood.params_per_pixel
+                flat = _LevelsLast(shape[0]) if isinstance(self.likelihood, Categorical) else nn.Flatten()
+                self.decoder = _conv_decoder(latent_dim, decoder_hidden, outputs, flat)
             self.head = self.family.head(width)
 
     def encode(self, x: Tensor) -> Posterior:
@@ -217,7 +219,18 @@ def _conv_features(shape: Sequence[int], channels: Sequence[int]) -> tuple[nn.Mo
     return nn.Sequential(*layers, nn.Flatten()), before * 4  # 32 -> 15 -> 6 -> 2
 
 
-def _conv_decoder(latent_dim: int, channels: Sequence[int], outputs: int) -> nn.Module:
+class _LevelsLast(nn.Module):
+    """A picture (M, channels * levels, H, W) as rows (M, channels * H * W * levels): levels of a pixel side by side."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return picture.unflatten(1, (self.channels, -1)).movedim(2, -1).flatten(1)
+
+
+def _conv_decoder(latent_dim: int, channels: Sequence[int], outputs: int, flat: nn.Module) -> nn.Module:
     first, second, third = channels[::-1]
     return nn.Sequential(
         nn.Linear(latent_dim, first * 4),
@@ -230,7 +243,7 @@ def _conv_decoder(latent_dim: int, channels: Sequence[int], outputs: int) -> nn.
         nn.BatchNorm2d(third),
         ELU(),
         nn.ConvTranspose2d(third, outputs, 4, 2),
-        nn.Flatten(),
+        flat,
     )
 
 
