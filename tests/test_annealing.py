@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from oracles import assert_mean, best_member
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 from vaegap import Bound, InputError, ais, annealing, bdmc, wrap
 from vaegap.bases import make_base
 from vaegap.decomposition import log_evidence
+from vaegap.energy import LogJoint
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.posteriors import Gaussian, Posterior, make_family
 
@@ -254,3 +257,42 @@ def test_unknown_base_and_nothing_to_simulate(oracle: tuple[LinearGaussianVAE, T
     with pytest.raises(InputError, match="num_images=0"):
         bdmc(vae, num_images=0)
     assert isinstance(ais(vae, x[:1], 2, 2, seed=0), Bound)
+
+
+def picky(vae: LinearGaussianVAE, refused: list[int]) -> Callable[[Tensor], Independent]:
+    """A decoder whose scale underflows to 0 far from the origin, where torch's Normal raises."""
+
+    def decode(z: Tensor) -> Independent:
+        mean = vae.decoder(z)
+        far = z.abs().amax(-1, keepdim=True) > 8
+        refused.append(int(far.sum()))
+        return Independent(Normal(mean, torch.where(far, 0.0, vae.noise).expand_as(mean), validate_args=True), 1)
+
+    return decode
+
+
+def test_a_decoder_that_raises_on_a_diverging_chain_stops_nothing() -> None:
+    """From N(0, I) to posteriors twenty times narrower, the first trajectories of the pilot run fly apart."""
+    vae = linear_gaussian_vae(data_dim=6, latent_dim=2, noise=0.05, encoder_error=0.0)
+    x, refused = vae.simulate(8, seed=1), list[int]()
+    other = wrap(lambda x: (torch.zeros(len(x), 2), torch.zeros(len(x), 2)), picky(vae, refused), 2, module=vae)
+    easy = wrap(other.encode, vae.decoder, 2, "gaussian", scale=0.05)
+    found, plain = (ais(m, x, num_temperatures=50, seed=0) for m in (other, easy))
+    assert sum(refused) > 0 and not found.flagged
+    assert torch.isfinite(found.per_image).all()
+    assert abs(found.mean - plain.mean) < 4 * math.hypot(found.mcse, plain.mcse)
+    assert found.mean < vae.log_evidence(x).mean() + 4 * found.mcse
+
+
+def test_latents_that_the_decoder_refuses_are_rejected_one_by_one() -> None:
+    vae = linear_gaussian_vae(data_dim=6, latent_dim=2, noise=0.5, encoder_error=0.0)
+    x, z = vae.simulate(5, seed=1), torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    z[0, 1], z[2, 1], z[1, 4] = 9.0, -50.0, 1e20
+    bad = z.abs().amax(-1) > 8
+    joint, exact = LogJoint(wrap(vae.encode, picky(vae, []), 2, module=vae), x), LogJoint(vae, x)
+    value, grad = joint.value(z, rejecting=True), joint.grad(z, rejecting=True)
+    assert torch.equal(value == -torch.inf, bad) and torch.equal(grad[bad], -z[bad])
+    assert torch.allclose(value[~bad], exact.value(z)[~bad], rtol=1e-5)
+    assert torch.allclose(grad[~bad], exact.grad(z)[~bad], rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="decoder failed"):  # where no trajectory leads, it is somebody's mistake
+        joint.value(z)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,9 +78,9 @@ class _Annealer:
         self.steps: list[Tensor] = []  # one (N, 1) per temperature 1..T-1, set by `tune`
         self.spread: list[float] = []  # standard deviation of log p(x, z) − log base at each temperature, likewise
 
-    def energy(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log base and log p(x, z) + log|L|, each (C, N)."""
-        return self.base.log_prob(u), self.joint.value(self.base.to_z(u)) + self.base.log_det
+    def energy(self, u: Tensor, rejecting: bool = False) -> tuple[Tensor, Tensor]:
+        """log base and log p(x, z) + log|L|, each (C, N); `rejecting` as in `LogJoint.value`, for proposals."""
+        return self.base.log_prob(u), self.joint.value(self.base.to_z(u), rejecting) + self.base.log_det
 
     def move(
         self, u: Tensor, parts: tuple[Tensor, ...], t: int, step: Tensor
@@ -88,13 +89,14 @@ class _Annealer:
         beta = self.betas[t]
 
         def force(at: Tensor) -> Tensor:
-            pull = self.base.pull(self.joint.grad(self.base.to_z(at)))
+            pull = self.base.pull(self.joint.grad(self.base.to_z(at), rejecting=True))
             return pull.mul_(beta).add_(self.base.grad(at), alpha=1 - beta)
 
         def log_density(p: tuple[Tensor, ...]) -> Tensor:
             return (1 - beta) * p[0] + beta * p[1]
 
-        return transition(u, parts, log_density, self.energy, force, step, self.num_leapfrog, self.generator)
+        proposed = partial(self.energy, rejecting=True)
+        return transition(u, parts, log_density, proposed, force, step, self.num_leapfrog, self.generator)
 
     def tune(self, num_chains: int, rounds: int) -> None:
         """Pilot runs: adapt log step sizes per image towards the target acceptance, then freeze them."""

@@ -49,15 +49,37 @@ class LogJoint:
             self.x_force = x.to(dtype)
 
     @torch.no_grad()
-    def value(self, z: Tensor) -> Tensor:
-        """log p(x, z) (S, N) at z (S, N, d), in nats, in the model's precision."""
+    def value(self, z: Tensor, rejecting: bool = False) -> Tensor:
+        """log p(x, z) (S, N) at z (S, N, d), in nats, in the model's precision.
+
+        Args:
+            z: latents.
+            rejecting: whether log p is -inf where the decoder raises, and the error is not passed on. For the ends of
+                trajectories: one that diverges reaches latents at which torch's distributions refuse their parameters.
+        """
         out = z.new_empty(z.shape[:2])
         for part in self._blocks(z):
-            out[:, part] = self.model.log_joint(self.x[part], z[:, part])
+            out[:, part] = self.model.log_prior(z[:, part]) + self._likelihood(self.x[part], z[:, part], rejecting)
         return out
 
-    def grad(self, z: Tensor) -> Tensor:
-        """d log p(x, z) / dz (S, N, d) at z (S, N, d)."""
+    def _likelihood(self, x: Tensor, z: Tensor, rejecting: bool) -> Tensor:
+        """log p(x|z); in halves where the decoder raises, until the latents at which it does are alone."""
+        try:
+            return self.model.log_likelihood(x, z)
+        except ValueError:
+            if not rejecting:
+                raise
+        axis = 1 if z.shape[1] > 1 else 0
+        if z.shape[axis] == 1:
+            return z[..., 0] * 0 - torch.inf  # no force but the prior's
+        half = z.shape[axis] // 2
+        sizes = [half, z.shape[axis] - half]
+        images = x.split(sizes) if axis == 1 else (x, x)
+        pieces = zip(images, z.split(sizes, axis), strict=True)
+        return torch.cat([self._likelihood(a, b, rejecting) for a, b in pieces], axis)
+
+    def grad(self, z: Tensor, rejecting: bool = False) -> Tensor:
+        """d log p(x, z) / dz (S, N, d) at z (S, N, d); `rejecting` as in `value`, with the prior's gradient there."""
         out = torch.empty_like(z)
         for part in self._blocks(z):
             if self.layers is not None:
@@ -66,7 +88,7 @@ class LogJoint:
             else:
                 with torch.enable_grad():
                     leaf = z[:, part].detach().requires_grad_(True)
-                    likelihood = self.model.log_likelihood(self.x[part], leaf)
+                    likelihood = self._likelihood(self.x[part], leaf, rejecting)
                     if not likelihood.requires_grad:
                         raise InputError(
                             "log p(x|z) has no gradient in z: the decoder runs under torch.no_grad, detaches, or "
