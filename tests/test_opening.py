@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,13 @@ def test_images_from_files(tmp_path: Path) -> None:
     (tmp_path / "broken.npy").write_bytes(b"not an array")
     with pytest.raises(InputError, match="cannot be read"):
         read_images(tmp_path / "broken.npy")
+
+
+@pytest.mark.parametrize("reader", [read_weights, read_images], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("kept", [0, 7, 40, -1], ids=["empty", "7 bytes", "half a header", "one byte short"])
+def test_a_damaged_safetensors_file_is_called_so(tmp_path: Path, reader: Callable[[Path], object], kept: int) -> None:
+    save_file({"x": torch.zeros(3, 4)}, tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:kept])
+    with pytest.raises(InputError, match="no safetensors file, or damaged") as caught:
+        reader(tmp_path / "x.safetensors")
+    assert "pickle" not in str(caught.value)

@@ -53,6 +53,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path} is a TorchScript program, not weights: give it as MODEL, without --checkpoint")
     if any(name.endswith("archive_format") for name in members):
         raise InputError(f"{path} is a torch.export program, not weights: give it with --encoder and --decoder")
+    if path.suffix == ".safetensors":
+        raise InputError(
+            f"{path} cannot be read: it is no safetensors file, or damaged. Copy it anew, or write it with "
+            "safetensors.torch.save_file(model.state_dict(), path)"
+        )
     found = _load_tensors(path.read_bytes(), str(path))
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -109,7 +114,7 @@ def read_images(path: Path) -> Tensor:
         if isinstance(loaded, Tensor):
             return loaded
         raise InputError(f"{path} holds a {type(loaded).__name__}; images come as one tensor (N, ...)")
-    if _is_safetensors(path):
+    if path.suffix == ".safetensors" or _is_safetensors(path):
         return next(iter(read_weights(path)[0].values()))
     raise InputError(f"{path}: images come as .npy, .npz, .safetensors or .pt")
 
