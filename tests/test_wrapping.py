@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from somebody import LATENT, D, Dense, same_elbo
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    Laplace,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
+from torch.distributions import Categorical as TorchCategorical
 
 from vaegap import InputError, ais, elbo, linear_gaussian_vae, wrap
 from vaegap.adapters import as_model
@@ -190,3 +202,22 @@ def test_a_diverged_trajectory_has_no_density_and_stops_nothing(model: Dense, x:
 def test_failures_of_somebodys_code_are_told_with_their_line(model: Dense, x: Tensor) -> None:
     with pytest.raises(InputError, match=r"decoder failed .*\(test_wrapping.py, line \d+\): KeyError: 'mu'"):
         elbo(wrap(model.encode, lambda z: {}["mu"], LATENT), x, 4)
+
+
+BELL = Independent(Normal(torch.zeros(LATENT), torch.ones(LATENT)), 1)
+
+
+@pytest.mark.parametrize(
+    ("prior", "fits"),
+    [
+        (Independent(Uniform(-5 * torch.ones(LATENT), 5 * torch.ones(LATENT)), 1), False),
+        (Independent(LogNormal(torch.zeros(LATENT), 1.0), 1), False),
+        (Independent(Laplace(torch.zeros(LATENT), 1.0), 1), True),
+        (MultivariateNormal(torch.zeros(LATENT), torch.eye(LATENT)), True),
+        (MixtureSameFamily(TorchCategorical(torch.ones(2)), BELL.expand([2])), True),
+    ],
+    ids=["uniform", "log-normal", "laplace", "multivariate normal", "mixture"],
+)
+def test_a_prior_without_density_everywhere_is_refused(model: Dense, prior: Distribution, fits: bool) -> None:
+    with nullcontext() if fits else pytest.raises(InputError, match="minus infinity"):
+        assert wrap(model.encode, model.decode, LATENT, prior=prior).prior is prior

@@ -261,7 +261,7 @@ def wrap(
         a `Model`. The modules are registered in it, so eval(), to() and .dtype reach them.
 
     Raises:
-        InputError: an unknown likelihood or option, or a prior of another size.
+        InputError: an unknown likelihood or option, or a prior of another size or with a bounded support.
 
     Example:
         >>> enc, dec = nn.Linear(6, 4), nn.Linear(2, 6)
@@ -274,6 +274,8 @@ def wrap(
             f"the prior has event shape {tuple(prior.event_shape)}, expected ({latent_dim},): "
             "wrap it in Independent(prior, 1)"
         )
+    if prior is not None:
+        _check_support(prior)
     if encoder_scale not in ENCODER_SCALES:
         raise InputError(f"unknown encoder_scale {encoder_scale!r}; choose from {', '.join(ENCODER_SCALES)}")
     made = make_likelihood(likelihood, **likelihood_options)
@@ -287,3 +289,18 @@ def wrap(
     vae = WrappedVAE(encode, decode, latent_dim, made, prior, data_shape, encoder_scale, probabilities, modules)
     vae.unreached = tuple(name for name, found in behind.items() if not found and name != "module")
     return vae
+
+
+def _check_support(prior: Distribution) -> None:
+    """Raise `InputError` for a prior that is 0 somewhere: there any Gaussian q has an ELBO of minus infinity."""
+    try:
+        support = prior.support
+    except NotImplementedError:
+        return
+    with torch.random.fork_rng():
+        place = prior.sample()
+    if support is not None and not all(bool(support.check(torch.full_like(place, far)).all()) for far in (-1e4, 1e4)):
+        raise InputError(
+            f"the prior {name_of(prior)} has no density on a part of R^d, where every Gaussian q has some mass, so its "
+            "ELBO is minus infinity: give the model in unbounded latents, with the change of variables in decode"
+        )
