@@ -89,3 +89,21 @@ def test_a_pair_or_a_module_may_have_another_prior(model: Dense, x: Tensor) -> N
 def test_what_is_no_model_is_refused(x: Tensor) -> None:
     with pytest.raises(InputError, match="cannot be audited as it is"):
         as_model(nn.Linear(2, 2), x)
+
+
+def test_sizes_that_do_not_fit_a_plain_decoder_are_told_with_their_cure(model: Dense, x: Tensor) -> None:
+    """Its fast copy has to have the same shapes; a decoder that does not fit gets none, and the wrapper says why."""
+    too_many = as_model(wrap(model.encode, model.decoder, LATENT + 1), x)
+    with pytest.raises(InputError, match=f"does latent_dim={LATENT + 1} match the decoder"):
+        elbo(too_many, x, 2)
+    odd = as_model(wrap(model.encode, nn.Linear(LATENT, 2 * D + 1), LATENT, "gaussian", scale=None), x)
+    with pytest.raises(InputError, match=f"gives {2 * D + 1} numbers an image; gaussian pixels need {2 * D}"):
+        elbo(odd, x, 2)
+
+
+def test_the_latent_size_may_be_said_to_an_audit(model: Dense, x: Tensor) -> None:
+    said = as_model((model.encode, model.decoder), x, latent_dim=LATENT)
+    assert said.latent_dim == LATENT
+    same_elbo(said, as_model((model.encode, model.decoder), x), x)
+    with pytest.raises(InputError, match=f"does latent_dim={LATENT + 1} match the decoder"):
+        elbo(as_model((model.encode, model.decoder), x, latent_dim=LATENT + 1), x, 2)

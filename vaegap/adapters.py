@@ -117,7 +117,7 @@ def from_functions(
     Args:
         encode, decode: as in `wrap`; an exported program is given as `program.module()`.
         x: an image (1, D), to ask the encoder.
-        **options: as in `wrap`.
+        **options: as in `wrap`; latent_dim too, where the encoder need not be asked.
 
     Returns:
         a `Model`, the fast kind where the decoder is a plain MLP.
@@ -126,6 +126,8 @@ def from_functions(
         >>> from_functions(nn.Linear(6, 4), nn.Linear(2, 6), torch.zeros(1, 6)).latent_dim
         2
     """
+    if "latent_dim" in options:
+        return accelerate(wrap(encode, decode, **options))
     # the probe has no prior: the latent size that a prior must have is what is asked for
     probe = wrap(encode, decode, 1, **{k: v for k, v in options.items() if k != "prior"})
     if probe.data_shape is not None and math.prod(probe.data_shape) != x.shape[1]:
@@ -166,8 +168,11 @@ def accelerate(vae: WrappedVAE) -> Model:
         return vae
     if any(getattr(m, "alpha", 1.0) != 1.0 for m in between):
         return vae
+    maps = [m for m in linears if isinstance(m, nn.Linear)]
+    if maps[0].in_features != vae.latent_dim or maps[-1].out_features % vae.likelihood.params_per_pixel:
+        return vae  # which says what does not fit
     activation = _ACTIVATIONS[names.pop()] if names else "elu"
-    return FastDecoderVAE(vae, [m for m in linears if isinstance(m, nn.Linear)], activation)
+    return FastDecoderVAE(vae, maps, activation)
 
 
 class FastDecoderVAE(VAE):
