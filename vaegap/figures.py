@@ -21,6 +21,8 @@ __all__ = ["COLORS", "LABELS", "contours", "gap_bands", "gap_bars", "gap_ladder"
 COLORS = {"approximation": "#0072B2", "amortization": "#E69F00", "log_p": "#009E73", "L_q": "#D55E00"}
 """Okabe and Ito's palette."""
 
+_LABEL_POINTS = 16  # from one label of 9 points to the next, subscripts and room included
+
 LABELS = {
     "log_p": r"$\log \hat p(x)$",
     "L_q": r"$\mathcal{L}[q]$",
@@ -59,45 +61,56 @@ def gap_ladder(summary: pd.DataFrame, family: str = "gaussian", ax: Axes | None 
     ax = _axes(ax, figsize=(5.2, 3.2))
     levels = [name for name in LABELS if name in summary.index]
     values = [float(summary.loc[name, "mean"]) for name in levels]
-    heights = _apart(values, 0.1 * (max(values) - min(values)))
-    for name, value, height in zip(levels, values, heights, strict=True):
-        ax.axhline(value, color="0.5", lw=1, ls="-" if name in ("log_p", "L_q", f"L_star_{family}") else ":", zorder=0)
-        ax.annotate(
-            f"{LABELS[name]} = {value:.2f}", (1.0, value), xycoords=("axes fraction", "data"), xytext=(1.04, height),
-            textcoords=("axes fraction", "data"), va="center", fontsize=9, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
-    bars = ((0.3, "approximation", "log_p", f"L_star_{family}"), (0.7, "amortization", f"L_star_{family}", "L_q"))
+    span = max(values) - min(values)
+    bottom, top = min(values) - 0.08 * span, max(values) + 0.08 * span
+    bars = ((0.25, "approximation", "log_p", f"L_star_{family}"), (0.75, "amortization", f"L_star_{family}", "L_q"))
+    words = []  # under the axis, where no bar and no level can lie
     for x, gap, upper, lower in bars:
-        top, bottom = summary.loc[upper, "mean"], summary.loc[lower, "mean"]
-        ax.bar(
-            x,
-            top - bottom,
-            0.3,
-            bottom,
-            color=COLORS[gap],
-            hatch="//" if gap == "amortization" else None,
-            edgecolor="white",
-        )
+        high, low = summary.loc[upper, "mean"], summary.loc[lower, "mean"]
+        hatch = "//" if gap == "amortization" else None
+        ax.bar(x, high - low, 0.3, low, color=COLORS[gap], hatch=hatch, edgecolor="white")
         row = summary.loc[f"{gap}_{family}"]
-        text = f"{gap} gap\n{row['mean']:.2f} nats\n[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-        ax.annotate(text, (x, bottom), xytext=(0, -4), textcoords="offset points", ha="center", va="top", fontsize=8)
-    span = summary.loc["log_p", "mean"] - summary.loc["L_q", "mean"]
-    ax.set(
-        xlim=(0, 1),
-        xticks=[],
-        ylabel="nats per image",
-        ylim=(summary.loc["L_q", "mean"] - 0.45 * span, summary.loc["log_p", "mean"] + 0.1 * span),
-    )
+        words.append(f"{gap}\n{row['mean']:.2f} nats\n[{row['ci_low']:.2f}, {row['ci_high']:.2f}]")
+    ax.set(xlim=(0, 1), ylabel="nats per image", ylim=(bottom, top))
+    ax.set_xticks([x for x, *_ in bars], words, fontsize=8)
+    ax.tick_params(axis="x", length=0)
+    texts = [
+        ax.annotate(
+            f"{LABELS[name]} = {value:.2f}", (1.0, value), xycoords=("axes fraction", "data"), xytext=(1.06, value),
+            textcoords=("axes fraction", "data"), va="center", fontsize=9, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
+        )
+        for name, value in zip(levels, values, strict=True)
+    ]  # fmt: skip
+    # The layout tells how much room there is: words that would touch stand below each other, labels are moved apart.
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    left, right = (label.get_window_extent() for label in ax.get_xticklabels())
+    if left.x1 + 4 > right.x0:
+        ax.set_xticks([x for x, *_ in bars], [words[0], "\n\n\n" + words[1]])
+        figure.draw_without_rendering()
+    points = ax.get_window_extent().height * 72 / figure.dpi
+    heights = _apart(values, _LABEL_POINTS * (top - bottom) / points, bottom)
+    for name, value, height, text in zip(levels, values, heights, texts, strict=True):
+        ax.axhline(value, color="0.5", lw=1, ls="-" if name in ("log_p", "L_q", f"L_star_{family}") else ":", zorder=0)
+        text.set_y(height)
     return ax
 
 
-def _apart(values: Sequence[float], least: float) -> list[float]:
-    """Heights for labels of these values: in the same order, none nearer to another than `least`."""
+def _apart(values: Sequence[float], least: float, bottom: float) -> list[float]:
+    """Heights for labels of these values: in the same order, `least` apart, and above `bottom` if there is room.
+
+    Crowded labels move down; where the lowest would leave the axes, the lower ones are stacked on `bottom` instead.
+    """
     order = sorted(range(len(values)), key=lambda i: -values[i])
     heights = list(values)
     for above, below in zip(order, order[1:], strict=False):
         heights[below] = min(heights[below], heights[above] - least)
+    floor = bottom
+    for i in reversed(order):
+        heights[i] = max(heights[i], floor)
+        floor = heights[i] + least
     return heights
 
 
@@ -131,7 +144,8 @@ def gap_bars(
         )  # fmt: skip
     ax.set(xticks=range(len(rows)), ylabel="gap, nats per image")
     ax.set_xticklabels(list(rows), fontsize=8)
-    ax.legend(frameon=False)
+    ax.set_ylim(top=1.35 * ax.get_ylim()[1])  # room for the legend above the bars
+    ax.legend(frameon=False, loc="upper left", fontsize=8)
     return ax
 
 

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from vaegap.advice import ENOUGH_IMAGES, FAMILY_WORDS
+from vaegap.rounding import plus_minus
 
 if TYPE_CHECKING:
     from vaegap.audited import Audit
@@ -50,7 +51,7 @@ def facts(audit: Audit) -> list[tuple[str, str]]:
         rows.append(
             (
                 "BDMC width of log p̂",
-                f"{c.width:.3f} ± {c.mcse:.3f} nats ({c.num_images} simulated images, {c.num_temperatures} "
+                f"{plus_minus(c.width, c.mcse)} nats ({c.num_images} simulated images, {c.num_temperatures} "
                 f"temperatures, {c.num_chains} chains)",
             )
         )

@@ -123,7 +123,10 @@ def with_caption(output: Any, source: Any) -> None:
         display(_pictures(figure), raw=True)  # type: ignore[no-untyped-call, unused-ignore]
         plt.close(figure)
     else:
-        display(Caption(output) if isinstance(output, str) else output)  # type: ignore[no-untyped-call, unused-ignore]
+        import pandas as pd
+
+        with pd.option_context("display.max_colwidth", None):  # else long cells end in "..."
+            display(Caption(output) if isinstance(output, str) else output)  # type: ignore[no-untyped-call, unused-ignore]
     display(source if isinstance(source, Caption) else caption(source))  # type: ignore[no-untyped-call, unused-ignore]
 
 

@@ -12,6 +12,7 @@ from vaegap.lab.claims import t95
 from vaegap.lab.files import find_root
 from vaegap.lab.gathering import DATASETS, Found, collect
 from vaegap.lab.records import Record
+from vaegap.rounding import plus_minus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,9 @@ __all__ = [
     "gap_table",
     "headline",
     "ledger",
+    "levels",
     "live",
+    "means",
     "milestones",
     "published",
     "show",
@@ -38,6 +41,8 @@ __all__ = [
     "verdicts",
     "with_caption",
 ]
+
+NOTHING = "no records of this profile yet"
 
 ROWS = {
     "log_p": "log p̂(x)",
@@ -101,27 +106,45 @@ def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **lab
     return table.loc[[row for row in ROWS if row in table.index]].rename(index=ROWS)
 
 
-def show(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """A `gap_table` to be read: one column a model, "mean ± images (± seeds)".
+def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
+    """A `gap_table` to be read: one column a model, "mean ± images (± seeds)"; a sentence where there is nothing.
 
-    Bounds carry their Monte-Carlo error instead: over images they vary by tens of nats, in the same way for all models.
+    Decimals follow from the errors (`rounding.plus_minus`). Bounds carry their Monte-Carlo error instead: over images
+    they vary by tens of nats, in the same way for all models.
     """
     import pandas as pd
 
     if table.empty:
-        return pd.DataFrame({"": ["no records of this profile yet"]})
+        return f"{title}: {NOTHING}" if title else NOTHING
     out = {}
     for label in dict.fromkeys(table.columns.get_level_values(0)):
         cells = {}
         for row, values in table[label].dropna(subset="mean").iterrows():
             error = values["images"] if "gap" in str(row) else values["mcse"]
-            text = f"{values['mean']:.{digits}f} ± {error:.{digits}f}"
-            if not math.isnan(values["seeds"]):
-                text += f" (± {values['seeds']:.{digits}f})"
-            cells[row] = text
+            cells[row] = plus_minus(values["mean"], error, values["seeds"])
         cells["training runs"] = f"{table[label]['runs'].iloc[0]:.0f}"
         out[label] = cells
-    return pd.DataFrame(out).fillna("")
+    return pd.DataFrame(out).fillna("").rename_axis(columns=title or None)
+
+
+def levels(summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `decomposition.summarize` to be read: "mean ± Monte Carlo error" and the interval over images, nats."""
+    import pandas as pd
+
+    rows = {}
+    for name, row in summary.iterrows():
+        plain = str(name).partition("_")[0]
+        label = ROWS.get(str(name)) or (f"{plain} gap" if plain in ("approximation", "amortization") else str(name))
+        interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+        rows[label] = {"mean ± mcse": plus_minus(row["mean"], row["mcse"]), "95 % over images": interval}
+    return pd.DataFrame(rows).T
+
+
+def means(groups: Any) -> pd.DataFrame:
+    """Means over images of grouped values: "mean ± standard error" and the number of images, a row a group."""
+    table: pd.DataFrame = groups.agg(["mean", "sem", "count"])
+    table.insert(0, "mean ± standard error", [plus_minus(m, e) for m, e in table[["mean", "sem"]].to_numpy()])
+    return table.drop(columns=["mean", "sem"]).rename(columns={"count": "images"})
 
 
 def gap_figure(groups: Mapping[str, Found], splits: Mapping[str, str]) -> Figure | str:
@@ -140,10 +163,14 @@ def gap_figure(groups: Mapping[str, Found], splits: Mapping[str, str]) -> Figure
 
     shown = {title: found for title, found in groups.items() if any(found.values())}
     if not shown:
-        return "no records of this profile yet"
-    widths = [sum(map(bool, found.values())) * len(splits) for found in shown.values()]
-    size = (1.2 * len(widths) + 1.0 * sum(widths), 3.2)
-    fig, axes = plt.subplots(1, len(shown), figsize=size, squeeze=False, width_ratios=widths, layout="constrained")
+        return NOTHING
+    bars = [sum(map(bool, found.values())) * len(splits) for found in shown.values()]
+    # One row as long as it can be read at half its width; otherwise a panel a row.
+    if sum(bars) <= 4:
+        size, shape, ratios = (1.2 * len(bars) + 0.9 * sum(bars), 3.0), (1, len(bars)), bars
+    else:
+        size, shape, ratios = (max(4.8, 1.2 + 0.9 * max(bars)), 2.7 * len(bars)), (len(bars), 1), [1]
+    fig, axes = plt.subplots(*shape, figsize=size, squeeze=False, width_ratios=ratios, layout="constrained")
     for ax, (title, found) in zip(axes.flat, shown.items(), strict=True):
         gaps, spread = {}, {}
         for split, name in splits.items():
@@ -153,6 +180,8 @@ def gap_figure(groups: Mapping[str, Found], splits: Mapping[str, str]) -> Figure
                 gaps[f"{label}\n{name}"], spread[f"{label}\n{name}"] = tuple(part["mean"]), tuple(part["images"])
         figures.gap_bars(gaps, spread, ax=ax)
         ax.set_title(title)
+        if ax is not axes.flat[0]:
+            ax.get_legend().remove()
     return fig
 
 
@@ -192,7 +221,7 @@ def bands(record: Record, split: str) -> tuple[list[int], list[float], list[floa
 
 
 def milestones(record: Record) -> pd.DataFrame:
-    """Gaps of a "generalization" record by epoch and split, in nats, with half widths over images."""
+    """Gaps of a "generalization" record by epoch and split: "mean ± half width of the interval over images", nats."""
     import pandas as pd
 
     rows = []
@@ -200,8 +229,8 @@ def milestones(record: Record) -> pd.DataFrame:
         summary = headline(record, split, model=label)
         cells: dict[str, Any] = {"split": split, "epoch": int(str(label).rsplit(" ", 1)[1])}
         for gap in ("approximation", "amortization", "inference"):
-            cells[gap] = summary.loc[gap, "mean"]
-            cells[f"{gap} ±"] = (summary.loc[gap, "ci_high"] - summary.loc[gap, "ci_low"]) / 2
+            mean, low, high = summary.loc[gap, ["mean", "ci_low", "ci_high"]]
+            cells[gap] = plus_minus(mean, (high - low) / 2)
         rows.append(cells)
     return pd.DataFrame(rows).sort_values(["split", "epoch"]).set_index(["split", "epoch"])
 
@@ -209,18 +238,21 @@ def milestones(record: Record) -> pd.DataFrame:
 def certificates(record: Record) -> pd.DataFrame:
     """Width of the BDMC sandwich (nats) and seconds for each way to estimate log p(x), of a "certificates" record."""
     rows = record.select(split="simulated")
-    wide = rows.pivot(index="model", columns="metric", values="value")
+    wide = rows.pivot(index="model", columns="metric", values="value").sort_values("bdmc_width")
     errors = rows[rows["metric"] == "bdmc_width"].set_index("model")["mcse"]
-    wide.insert(0, "width", wide.pop("bdmc_width"))
-    wide.insert(1, "width_mcse", errors)
-    return wide.sort_values("width").rename_axis(index=None, columns=None).round(3)
+    widths = wide.pop("bdmc_width")
+    wide = wide.round(3)
+    wide.insert(0, "width (nats)", [plus_minus(widths[model], errors[model]) for model in wide.index])
+    return wide.rename_axis(index=None, columns=None)
 
 
 def estimates(record: Record) -> pd.DataFrame:
-    """log p̂ on real images by each estimator, of a "certificates" record: nats, error, share of images with k̂ > 0.7."""
-    values = record.select(split="train", metric="log_p").set_index("model")[["value", "mcse", "num_samples"]]
+    """log p̂ on real images by each estimator, of a "certificates" record: nats ± error, share of k̂ > 0.7."""
+    values = record.select(split="train", metric="log_p").set_index("model").sort_values("value")
     heavy = record.select(metric="khat_above_0.7").set_index("model")["value"].rename("share with k̂ > 0.7")
-    return values.join(heavy).rename_axis(index=None).sort_values("value").round(3)
+    shown = values[["num_samples"]].copy()
+    shown.insert(0, "log p̂ (nats)", [plus_minus(v, e) for v, e in values[["value", "mcse"]].to_numpy()])
+    return shown.join(heavy.round(3)).rename_axis(index=None)
 
 
 def verdicts(*ids: str, profile: str) -> pd.DataFrame:
@@ -242,6 +274,7 @@ def ledger(table: pd.DataFrame) -> pd.DataFrame:
         return f"above {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
 
     out = table[["claim", "check", "verdict"]].copy()
+    out.loc[table["num_seeds"] == 0, "verdict"] = "no run yet"  # undecided for want of runs, not by what they say
     out["value"] = [describe(row) for _, row in table.iterrows()]
     out["reproduced if"] = [span(bounds) for bounds in table["reproduced_if"]]
     return out.set_index(["claim", "check"])
