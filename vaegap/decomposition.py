@@ -251,7 +251,7 @@ def gaps(
         InputError: unusable images, an unknown family, or a single chain.
 
     The posteriors of all images are kept in `fits`. A flow's weigh most: with 50 latents 0.16 MB an image for
-    "aux_flow", 0.22 MB for "spline"; for more than 10,000 images of one, or 5,000 of both, call this in parts.
+    "aux_flow", 0.16 MB for "spline"; for more than 10,000 images of one, or 5,000 of both, call this in parts.
 
     Source: Cremer et al. 2018, section 3, Table 1.
 
