@@ -105,6 +105,13 @@ def test_as_many_is_not_fewer(tmp_path: Path) -> None:
     assert judge(fewer, made).verdict != "reproduced"
 
 
+def test_a_width_has_its_own_error(tmp_path: Path) -> None:
+    made = [record(tmp_path, 1.0, 1.0)]  # width 0.01 ± 0.01
+    found = judge(check("A.bdmc_width", (-0.5, 0.5)), made)
+    assert found.images == pytest.approx((0.01 - 0.0196, 0.01 + 0.0196), abs=0.002)
+    assert judge(check("A.bdmc_width", (0.0, 0.5)), made).verdict != "reproduced"
+
+
 def test_only_records_of_the_model_count(tmp_path: Path) -> None:
     made = [record(tmp_path, 1.0, 1.0, encoder=[500, 500]), record(tmp_path, 0.2, 3.0)]
     assert judge(check(A={"encoder": [500, 500]}), made).verdict == "reproduced"

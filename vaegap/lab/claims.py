@@ -189,7 +189,7 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     """Evaluate a check on records, seed by seed, and give the verdict.
 
     The verdict's interval is the wider of the two kinds: over images (bootstrap, the same resampled images for every
-    model) and over seeds (Student's t). "Reproduced" needs all of it inside the first interval, "same direction" inside
+    model; numbers of a whole model, such as BDMC's width, vary by their Monte Carlo error instead) and over seeds (Student's t). "Reproduced" needs all of it inside the first interval, "same direction" inside
     the second; "not reproduced" needs all of it outside the second. Anything else is undecided.
     """
     import numpy as np
@@ -206,7 +206,11 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
         count = min(len(t) for t in tables.values())
         weights = generator.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
         points.append(float(evaluate(check.value, {k: _means(t[:count]) for k, t in tables.items()})))
-        clouds.append(evaluate(check.value, {k: _means(t[:count], weights) for k, t in tables.items()}))
+        drawn = {k: _means(t[:count], weights) for k, t in tables.items()}
+        for letter, table in tables.items():  # numbers of the whole model, such as BDMC's width, have their own error
+            for name, error in table.attrs.get("mcse", {}).items():
+                drawn[letter][name] = drawn[letter][name] + error * generator.standard_normal(_RESAMPLES)
+        clouds.append(evaluate(check.value, drawn))
     value = float(np.mean(points))
     images = tuple(float(q) for q in np.quantile(np.mean(clouds, axis=0), [0.025, 0.975]))
     spread = None
@@ -286,6 +290,8 @@ def _table(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
     for metric, where in (("active_units", {"split": rows.get("split", "train")}), ("bdmc_width", {})):
         one = record.select(metric=metric, **where)
         table[metric] = float(one["value"].iloc[0]) if len(one) == 1 else math.nan
+        if len(one) == 1 and one["mcse"].notna().all():
+            table.attrs.setdefault("mcse", {})[metric] = float(one["mcse"].iloc[0])
     return table
 
 
