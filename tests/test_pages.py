@@ -158,6 +158,15 @@ def test_tables_and_figures_stand_above_their_captions(record: runs.Record, caps
     assert pictures["image/svg+xml"].startswith("<?xml") and pictures["image/png"].startswith("iVBOR")
 
 
+@pytest.mark.parametrize("width", [0.05, 0.2])
+def test_wide_sandwiches_are_marked(record: runs.Record, width: float):
+    table = tables.gap_table({"A": [record]})
+    table.loc["BDMC width", ("A", "mean")] = width
+    shown = tables.show(table)
+    assert not isinstance(shown, str)
+    assert ("above" in shown.loc["BDMC width", "A"]) == (width > tables.WIDEST)
+
+
 def test_nothing_to_draw():
     empty = gathering.Found()
     empty["A"] = []

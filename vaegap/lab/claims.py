@@ -189,8 +189,9 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     """Evaluate a check on records, seed by seed, and give the verdict.
 
     The verdict's interval is the wider of the two kinds: over images (bootstrap, the same resampled images for every
-    model; numbers of a whole model, such as BDMC's width, vary by their Monte Carlo error instead) and over seeds (Student's t). "Reproduced" needs all of it inside the first interval, "same direction" inside
-    the second; "not reproduced" needs all of it outside the second. Anything else is undecided.
+    model; numbers of a whole model, such as BDMC's width, vary by their Monte Carlo error instead) and over seeds
+    (Student's t). "Reproduced" needs all of it inside the first interval, "same direction" inside the second; "not
+    reproduced" needs all of it outside the second. Anything else is undecided.
     """
     import numpy as np
 

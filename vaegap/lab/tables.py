@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 NOTHING = "no records of this profile yet"
+WIDEST = 0.1  # nats: a log p̂ whose sandwich is wider is marked
 
 ROWS = {
     "log_p": "log p̂(x)",
@@ -110,7 +111,7 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
     """A `gap_table` to be read: one column a model, "mean ± images (± seeds)"; a sentence where there is nothing.
 
     Decimals follow from the errors (`rounding.plus_minus`). Bounds carry their Monte-Carlo error instead: over images
-    they vary by tens of nats, in the same way for all models.
+    they vary by tens of nats, in the same way for all models. A width above `WIDEST` says so.
     """
     import pandas as pd
 
@@ -122,6 +123,9 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
         for row, values in table[label].dropna(subset="mean").iterrows():
             error = values["images"] if "gap" in str(row) else values["mcse"]
             cells[row] = plus_minus(values["mean"], error, values["seeds"])
+        width = table[label]["mean"].get(ROWS["bdmc_width"], math.nan)
+        if width > WIDEST:
+            cells[ROWS["bdmc_width"]] += f" (above {WIDEST})"
         cells["training runs"] = f"{table[label]['runs'].iloc[0]:.0f}"
         out[label] = cells
     return pd.DataFrame(out).fillna("").rename_axis(columns=title or None)
