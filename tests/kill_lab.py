@@ -27,6 +27,7 @@ import toy_lab
 
 from vaegap.lab import experiments, grid, locks, runner, runs
 from vaegap.lab.experiments import Context, Experiment
+from vaegap.lab.files import work_folder
 
 Work = Callable[[], Any]
 REPORT = Path(tempfile.gettempdir()) / f"kill_lab_{os.getpid()}.txt"  # a child's traceback
@@ -97,6 +98,11 @@ def outcome(run_id: str, results: Path) -> Any:
     return [table, record.info["artifacts"]]
 
 
+def locked(run_id: str, results: Path) -> bool:
+    """Whether the next attempt has to wait."""
+    return locks.holder(work_folder(results, run_id) / "lock") is not None
+
+
 def every_operation(results: Path) -> int:
     """Die before each single operation on files in turn; each time the next attempt ends with the same record."""
     params = {"seed": 5, "steps": 4}
@@ -111,6 +117,7 @@ def every_operation(results: Path) -> int:
         folder = results / f"r{event}"
         survived = attempt(partial(work, folder), event=event, folder=folder)
         assert outcome(name, folder) in (None, expected), f"half a record after operation {event}"
+        assert not locked(name, folder), f"the dead hold the lock after operation {event}"
         if not survived:
             attempt(partial(work, folder), event=max(0, event - 5), folder=folder)  # a second death on the way
         assert outcome(name, folder) in (None, expected)
@@ -144,6 +151,7 @@ def at_random(results: Path, experiment: Experiment, kills: int, generator: rand
         while not attempt(partial(work, folder), lifetime=generator.uniform(0, 0.6 * took)):
             done, tries = done + 1, tries + 1
             assert outcome(name, folder) in (None, expected)
+            assert not locked(name, folder), "the dead hold the lock"
             assert tries < 100, "it does not get on"
         assert outcome(name, folder) == expected, f"seed {seed}: another result after {tries} kills"
     return done

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,41 @@ def test_lock_that_was_taken_over_stops_its_former_holder(tmp_path: Path) -> Non
     lock.release()
     other.check()
     other.release()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_one_of_many_takes_a_new_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def no_links(*names: object) -> None:
+        raise PermissionError(1, "this disk knows no links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    for _ in range(20):
+        rivals = [locks.Lock(tmp_path / "lock") for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            taken = list(pool.map(locks.Lock.try_acquire, rivals))
+        assert sum(taken) == 1
+        rivals[taken.index(True)].release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Else a process killed while it writes one leaves a lock that nobody holds, and the next attempt waits for it."""
+    path, over, seen = tmp_path / "lock", threading.Event(), set()
+
+    def watch() -> None:
+        while not over.is_set():
+            if (found := locks.holder(path)) is not None:
+                seen.add(found.pid)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(300):
+        with locks.Lock(path):
+            pass
+    over.set()
+    watcher.join()
+    assert seen == {os.getpid()}
 
 
 def test_half_written_lock_is_respected_for_a_moment(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """One process a run: a lock file that survives kill -9, reboots and shared folders.
 
-The lock is a file made with O_EXCL that names its holder: host, process, when that process started, and a random token.
-Why a file and not fcntl: on the shared folders of clusters fcntl locks are often local to a node or switched off, and
-say nothing about who holds them; O_EXCL works there, and `vaegap status` can show the holder. What a file costs is that
-nobody removes it for a killed process. So the holder touches it every few seconds, and a lock is void
+The lock is a file that names its holder: host, process, when that process started, and a random token. It is written
+aside and linked into place, so that it is there whole or not at all, and for one process only (with O_EXCL where a disk
+knows no links). Why a file and not fcntl: on the shared folders of clusters fcntl locks are often local to a node or
+switched off, and say nothing about who holds them; links work there, and `vaegap status` can show the holder. What a
+file costs is that nobody removes it for a killed process. So the holder touches it every few seconds. A lock is void
 
 - at once, if its process is gone (same host), or another process has its number by now;
 - after ten minutes without a touch, if it was made on another host; a touch more than that in the future was made by a
@@ -139,22 +140,13 @@ class Lock:
         self.release()
 
     def _create(self) -> bool:
-        name = Holder(_host(), os.getpid(), _start_of(os.getpid()), time.time(), self.token)
+        name = json.dumps(asdict(Holder(_host(), os.getpid(), _start_of(os.getpid()), time.time(), self.token)))
         with storage_errors(self.path, self.what):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                return False
+                return not self.path.exists() and _write_new(self.path, name)
             except FileNotFoundError:  # the former holder is just tidying the folder away
                 return False
-            try:
-                with open(descriptor, "w") as stream:
-                    stream.write(json.dumps(asdict(name)))
-            except OSError:
-                self.path.unlink(missing_ok=True)
-                raise
-        return True
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):
@@ -165,6 +157,37 @@ class Lock:
             if self._on_beat is not None:
                 with contextlib.suppress(Exception):  # a full disk must not end the heartbeat
                     self._on_beat()
+
+
+def _write_new(path: Path, text: str) -> bool:
+    """Write a file that is not there yet; False if another process was faster."""
+    aside = path.with_name(f".new.{uuid.uuid4().hex}")
+    try:
+        aside.write_text(text)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            raise
+        except OSError:  # no links on this disk: a process killed in the next two lines leaves an empty lock
+            return _write_exclusively(path, text)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def _write_exclusively(path: Path, text: str) -> bool:
+    try:
+        with open(path, "x") as stream:
+            stream.write(text)
+    except FileExistsError:
+        return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _host() -> str:
