@@ -1,7 +1,7 @@
 """What every page of the course has: learning goals, a question before the result, exercises that run, a self-check.
 
-Foundations are pages of their own. A page about an experiment of the paper is a notebook, which includes its exercises and
-self-check from `book/paper/`; here the two are read as the one page that the reader sees.
+Foundations are pages of their own. A page about an experiment of the paper is a notebook, which includes its exercises
+and self-check from `book/paper/`; here the two are read as the one page that the reader sees.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {part["caption"]: [c["file"] for c in part["chapters"]] for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]}
-PAGES = PARTS["Foundations"] + PARTS["The paper, experiment by experiment"] + ["notebooks/posterior_2d", "book/explorer"]
+PARTS = {
+    part["caption"]: [chapter["file"] for chapter in part["chapters"]]
+    for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+}
+PAGES = [*PARTS["Foundations"], *PARTS["The paper, experiment by experiment"]]
+PAGES += ["notebooks/posterior_2d", "book/explorer"]
 each_page = pytest.mark.parametrize("page", PAGES)
 INCLUDE = re.compile(r"^```\{include\} (\S+)\n```", flags=re.M)
 RESULT = re.compile(r"^## Result|^```\{figure\}|\{'figure'|^<div id=\"xp-root\"", flags=re.M)
@@ -29,7 +33,9 @@ def text_of(page: str) -> str:
     notebook = ROOT / f"{page}.ipynb"
     parts = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        parts.append("".join(cell["source"]) if cell["cell_type"] == "markdown" else str(cell["metadata"].get("mystnb")))
+        parts.append(
+            "".join(cell["source"]) if cell["cell_type"] == "markdown" else str(cell["metadata"].get("mystnb"))
+        )
     return INCLUDE.sub(lambda m: (notebook.parent / m[1]).read_text(encoding="utf-8"), "\n\n".join(parts))
 
 
