@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import FAMILY_NAMES, assert_bound, best_member
+from oracles import FAMILY_NAMES, HOLD_GAUSSIANS, assert_bound, best_member
 from torch import Tensor
 
 from vaegap import VAE, Bound, InputError, LocalFit, elbo, load_images, local, optimize_local, wrap
@@ -44,7 +44,7 @@ def oracle_fits(oracle: tuple[LinearGaussianVAE, Tensor]) -> dict[str, LocalFit]
     return {name: optimize_local(*oracle, name, num_eval=1000, recipe=short.get(name), seed=0) for name in FAMILY_NAMES}
 
 
-@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("name", HOLD_GAUSSIANS)
 def test_optimum_is_the_closed_form(
     oracle: tuple[LinearGaussianVAE, Tensor], oracle_fits: dict[str, LocalFit], name: str
 ) -> None:
@@ -68,7 +68,7 @@ def test_order_on_the_oracle(oracle: tuple[LinearGaussianVAE, Tensor], oracle_fi
     amortized = elbo(*oracle, 1000, seed=9)
     fits = {name: fit.bound for name, fit in oracle_fits.items()}
     at_least(fits["gaussian"], amortized)
-    for richer in FAMILY_NAMES[1:]:
+    for richer in HOLD_GAUSSIANS[1:]:
         at_least(fits[richer], fits["gaussian"])
         assert fits[richer].mean > fits["gaussian"].mean + 0.03, f"{richer} gained nothing over the Gaussian"
     log_p = oracle[0].log_evidence(oracle[1])

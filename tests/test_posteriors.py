@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from oracles import FAMILY_NAMES, KINDS, TRACTABLE, assert_mean, member, noise
+from oracles import FAMILY_NAMES, HOLD_GAUSSIANS, KINDS, TRACTABLE, assert_mean, member, noise
 from torch import Tensor
 
 from vaegap.models import VAE
@@ -170,7 +170,7 @@ def test_closed_form_kl_and_moments(name: str, form: str) -> None:
     assert ((q.stddev / z.std(0)).log().abs() < 0.4).all()
 
 
-@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("name", HOLD_GAUSSIANS)
 def test_from_gaussian_is_that_gaussian(name: str) -> None:
     generator = torch.Generator().manual_seed(6)
     mean = torch.randn(3, 4, generator=generator, dtype=torch.float64)
