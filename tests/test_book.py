@@ -61,3 +61,26 @@ def test_cited_works_are_in_the_bibliography():
     for page in PAGES:
         for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", source(page).read_text()):
             assert {key.strip() for key in keys.split(",")} <= known, page
+
+
+def test_every_term_of_the_glossary_is_linked_from_a_page():
+    glossary = (ROOT / "book" / "glossary.md").read_text()
+    terms = set(re.findall(r"^(\w[^\n]*)$", glossary.split("```{glossary}\n")[1].split("```")[0], flags=re.M))
+    pages = "".join(page.read_text() for page in (ROOT / "book").rglob("*.md"))
+    linked = {found[1] or found[0] for found in re.findall(r"\{term\}`([^`<]+?)(?: <([^>]+)>)?`", pages)}
+    assert len(terms) > 30 and terms == linked
+
+
+def test_every_work_of_the_bibliography_is_cited():
+    works = set(re.findall(r"^@\w+\{([^,]+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
+    pages = "".join(
+        page.read_text() for folder in ("book", "notebooks") for page in (ROOT / folder).rglob("*.[mi][dp]*")
+    )
+    cited = {key.strip() for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", pages) for key in keys.split(",")}
+    assert works == cited
+
+
+def test_numbered_figures_are_referred_to():
+    pages = "".join(page.read_text() for page in (ROOT / "book").rglob("*.md"))
+    named = set(re.findall(r"^:name: (fig-[\w-]+)", pages, flags=re.M))
+    assert len(named) > 8 and named == set(re.findall(r"\{numref\}`(fig-[\w-]+)`", pages))
