@@ -84,3 +84,14 @@ def test_numbered_figures_are_referred_to():
     pages = "".join(page.read_text() for page in (ROOT / "book").rglob("*.md"))
     named = set(re.findall(r"^:name: (fig-[\w-]+)", pages, flags=re.M))
     assert len(named) > 8 and named == set(re.findall(r"\{numref\}`(fig-[\w-]+)`", pages))
+
+
+def test_the_workflow_publishes_what_ci_built():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text())
+    steps = jobs["jobs"]["test"]["steps"]
+    assert {"run": "bash .ci/run"} in steps
+    (pages,) = [step for step in steps if "upload-pages-artifact" in step.get("uses", "")]
+    assert pages["with"]["path"] == "_build/html"
+    assert jobs["permissions"] == {"contents": "read"}, "only publishing may write"
+    assert jobs["jobs"]["publish"]["permissions"] == {"pages": "write", "id-token": "write"}
+    assert jobs["jobs"]["publish"]["needs"] == "test"
