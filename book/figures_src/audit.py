@@ -1,6 +1,7 @@
 """Trains the small VAE of the page on audits, as anybody might, audits it, and writes the report that the page shows.
 
-Minutes: `python book/figures_src/audit.py [--out FOLDER]`. The figure is drawn from the printed report, also alone (`--figure`).
+Minutes: `python book/figures_src/audit.py [--out FOLDER]`. The figure is drawn from the printed report, with `--figure`
+from the one that is there.
 """
 
 from __future__ import annotations
