@@ -210,9 +210,10 @@ def contours(
                 inside = grid[mask]
                 pad = 0.35 * float(inside[-1] - inside[0]) + 1e-3
                 getattr(ax, f"set_{axis}lim")(float(inside[0]) - pad, float(inside[-1]) + pad)
-            ax.tick_params(labelsize=6)
+            ax.locator_params(nbins=3)  # few and large: legible on a phone, too
+            ax.tick_params(labelsize=9)
             if j == 0:
-                ax.set_ylabel(name.replace("_", " "), fontsize=9)
+                ax.set_ylabel(name.replace("_", " "), fontsize=12)
     return fig
 
 
