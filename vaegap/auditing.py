@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from vaegap.adapters import as_model
 from vaegap.advice import advise
 from vaegap.audited import Audit, Part, Picture, Refinement
 from vaegap.bounds import evaluating, iwae
+from vaegap.channels import channels_last, check_axes, layout_of, layout_readings, with_layout
 from vaegap.certifying import certify_evidence, fast_forces
 from vaegap.decomposition import Gaps, bootstrap_interval, gaps
 from vaegap.doubts import doubts
@@ -100,11 +102,18 @@ def audit(
         if len(images) < 2:
             what = "x" if name != "held-out" else "heldout"
             raise InputError(f"{what} holds a single image: an audit needs at least 2 for its intervals over images")
-    model = as_model(vae, first[:1], **options)
-    _check_latents(model, families)
+    natural = _natural_shape(x)
+    said = layout_of(vae) if isinstance(vae, Model) else options.get("data_shape")
+    check_axes(natural, said)
+    check_axes(_natural_shape(heldout), natural, "heldout", "the shape of an image in x")
+    with with_layout(natural, said):
+        model = as_model(vae, first[:1], **options)
+        check_axes(natural, layout_of(model), whose="what the model takes")
+        _check_latents(model, families)
+        chosen, findings = _choose(model, sets, natural, num_images, seed)
     forces = fast_forces(model) if isinstance(force_dtype, str) else force_dtype
-    chosen, findings = _choose(model, sets, num_images, seed)
     steps, certificate = certify_evidence(model, certify, target_width, forces, seed, progress)
+    order = _drawing_order(first.shape[1], natural, layout_of(model))
     parts: dict[str, Part] = {}
     looked = check_modes
     for name, (images, index) in chosen.items():
@@ -121,7 +130,7 @@ def audit(
                 seed=seed,
                 progress=progress,
             )
-            parts[name] = _part(model, images, index, result, worst, seed)
+            parts[name] = _part(model, images, index, result, worst, seed, order)
         looked = looked and bool(getattr(result.evidence, "wide", True))
         if name != "held-out" and result.family == "gaussian":
             findings = scale_readings(model, images, result.fits["gaussian"].posterior, seed) + findings
@@ -130,7 +139,7 @@ def audit(
                 "num_temperatures": steps, "check_modes": looked, "seconds": round(time.monotonic() - begin, 1),
                 "vaegap": __version__, "torch": str(torch.__version__)}  # fmt: skip
     about = _describe(vae, model, first.shape[1])
-    pictures = shape or _picture_shape(first.shape[1], _natural_shape(x), getattr(model, "data_shape", None))
+    pictures = shape or _picture_shape(first.shape[1], natural, layout_of(model))
     return Audit(parts, result.family, certificate, findings, advise(parts, result.family), about, settings, pictures)
 
 
@@ -173,7 +182,7 @@ def _numbered(index: Tensor, name: str) -> Iterator[None]:
 
 
 def _choose(
-    model: Model, sets: dict[str, Tensor], num_images: int, seed: int
+    model: Model, sets: dict[str, Tensor], natural: tuple[int, ...], num_images: int, seed: int
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Finding]]:
     """Images to audit with their numbers, and what is odd about them and the model."""
     chosen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -183,6 +192,9 @@ def _choose(
         chosen[name] = (images[index], index)
         with _numbered(index, name):
             found = examine(model, images[index])
+            if not chosen.keys() - {name}:
+                guess = _picture_shape(images.shape[1])
+                found = layout_readings(model, images[index][:64], natural, layout_of(model), guess, seed=seed) + found
         findings += [f for f in found if f.kind not in {g.kind for g in findings}]
     return chosen, findings
 
@@ -210,7 +222,9 @@ def _pick(available: int, wanted: int, seed: int) -> Tensor:
     return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
 
 
-def _part(model: Model, images: Tensor, index: Tensor, result: Gaps, worst: int, seed: int) -> Part:
+def _part(
+    model: Model, images: Tensor, index: Tensor, result: Gaps, worst: int, seed: int, order: Tensor
+) -> Part:
     numbers = index.tolist()
     table, errors = result.table.copy(), result.errors.copy()
     table.index = errors.index = _index(numbers)
@@ -220,8 +234,8 @@ def _part(model: Model, images: Tensor, index: Tensor, result: Gaps, worst: int,
         q = model.encode(images)
         mean = q.mean
         activity = mean.double().var(0) if len(mean) > 1 else torch.zeros(model.latent_dim)
-        order = result.table["inference"].sort_values(ascending=False).index[:worst].tolist()
-        pictures = [_picture(model, images[i], mean[i], numbers[i]) for i in order]
+        loosest = result.table["inference"].sort_values(ascending=False).index[:worst].tolist()
+        pictures = [_picture(model, images[i], mean[i], numbers[i], order) for i in loosest]
     weighted = result.evidence.iwae
     return Part(
         table,
@@ -248,7 +262,7 @@ def _list(values: Tensor | None) -> list[float]:
     return [] if values is None else [float(v) for v in values.double().cpu()]
 
 
-def _picture(model: Model, image: Tensor, z: Tensor, number: int) -> Picture:
+def _picture(model: Model, image: Tensor, z: Tensor, number: int, order: Tensor) -> Picture:
     out = model.decode(z.to(model.dtype)[None, None])
     try:
         shown = out.mean
@@ -257,7 +271,14 @@ def _picture(model: Model, image: Tensor, z: Tensor, number: int) -> Picture:
     flat = shown.double().reshape(-1).cpu()
     if len(flat) != len(image):
         flat = image.double().cpu()
-    return Picture(number, [round(v, 4) for v in image.tolist()], [round(v, 4) for v in flat.tolist()])
+    return Picture(number, *([round(v, 4) for v in values.cpu()[order].tolist()] for values in (image, flat)))
+
+
+def _drawing_order(size: int, *shapes: tuple[int, ...] | None) -> Tensor:
+    """Order in which the pixels of a flat row make a picture with its channels first."""
+    order = torch.arange(size)
+    last = next((s for s in shapes if s and channels_last(s) and math.prod(s) == size), None)
+    return order if last is None else order.reshape(last).movedim(-1, 0).flatten()
 
 
 def _refine(model: Model, images: Tensor, result: Gaps, seed: int) -> Refinement | None:
@@ -276,7 +297,8 @@ def _natural_shape(x: Any) -> tuple[int, ...]:
 
 def _picture_shape(size: int, *candidates: Any) -> tuple[int, int, int]:
     """(channels, height, width) of a picture with `size` numbers; one row if nothing fits."""
-    for shape in candidates:
+    for given in candidates:
+        shape = (given[2], *given[:2]) if given and (channels_last(given) or given[2:] == (1,)) else given
         if shape is None or len(shape) not in (2, 3) or min(shape[-2:]) == 1:
             continue
         channels = shape[0] if len(shape) == 3 else 1

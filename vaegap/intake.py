@@ -18,7 +18,7 @@ class Finding:
 
     Args:
         kind: a word for programs: "training_mode", "no_module", "random_encoder", "random_decoder", "batch_dependent",
-            "wrong_gradient", "ignored_latents", "scale", "probabilities", "pixel_range", "sandwich", "khat",
+            "wrong_gradient", "ignored_latents", "layout", "scale", "probabilities", "pixel_range", "sandwich", "khat",
             "missed_modes", "wide_evidence", "stuck" or "unchecked_modes".
         message: what was seen, with numbers.
         cure: what to do about it.
