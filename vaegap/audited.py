@@ -72,6 +72,8 @@ class Part:
         worst: images with the largest gaps.
         refined: a few gradient steps at test time; None where they were not tried.
         source: what log p̂ is: "ais" or "iwae" from q*, or AIS from the "prior" or the "mixture" of q and the prior.
+        beyond: nats by which a `source` that is no "ais" or "iwae" is above those on average.
+        activity_best: as `activity`, of the mean of the factorized q*; empty where none was fitted.
     """
 
     table: pd.DataFrame
@@ -85,6 +87,8 @@ class Part:
     worst: list[Picture] = field(default_factory=list)
     refined: Refinement | None = None
     source: str = "ais"
+    beyond: float = 0.0
+    activity_best: list[float] = field(default_factory=list)
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -94,6 +98,12 @@ class Part:
     @property
     def latent_dim(self) -> int:
         return len(self.activity)
+
+    @property
+    def idle_units(self) -> int:
+        """Latents that vary neither in the encoder's means nor in those of q*: the decoder has no use for them."""
+        pairs = zip(self.activity, self.activity_best or self.activity, strict=True)
+        return sum(v <= 0.01 and w <= 0.01 for v, w in pairs)
 
     @property
     def active_units(self) -> int:
@@ -202,6 +212,8 @@ class Audit:
                 worst=[Picture(**_numbers(p)) for p in fields["worst"]],
                 refined=Refinement(**_numbers(fields["refined"])) if fields["refined"] else None,
                 source=fields.get("source", "ais"),
+                beyond=_numbers(fields.get("beyond", 0.0)),
+                activity_best=_numbers(fields.get("activity_best", [])),
             )
         return cls(
             parts,

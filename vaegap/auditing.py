@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ from torch import Tensor
 from vaegap import __version__
 from vaegap.adapters import as_model
 from vaegap.advice import advise
-from vaegap.audited import Audit, Part, Picture, Refinement
+from vaegap.audited import Audit, Part, Refinement
 from vaegap.bounds import evaluating, iwae
-from vaegap.channels import channels_last, check_axes, layout_of, layout_readings, with_layout
 from vaegap.certifying import certify_evidence, fast_forces
+from vaegap.channels import check_axes, layout_of, layout_readings, with_layout
 from vaegap.decomposition import Gaps, bootstrap_interval, gaps
 from vaegap.doubts import doubts
 from vaegap.errors import InputError
@@ -26,8 +25,10 @@ from vaegap.examining import examine
 from vaegap.intake import Finding, as_images
 from vaegap.local import Recipe, optimize_local
 from vaegap.models import Model
+from vaegap.picturing import drawing_order, natural_shape, picture, picture_shape
 from vaegap.posteriors import FAMILIES, make_family
 from vaegap.readings import scale_readings
+from vaegap.settling import khats, settled
 
 __all__ = ["Audit", "audit", "known_families"]
 
@@ -102,10 +103,10 @@ def audit(
         if len(images) < 2:
             what = "x" if name != "held-out" else "heldout"
             raise InputError(f"{what} holds a single image: an audit needs at least 2 for its intervals over images")
-    natural = _natural_shape(x)
+    natural = natural_shape(x)
     said = layout_of(vae) if isinstance(vae, Model) else options.get("data_shape")
     check_axes(natural, said)
-    check_axes(_natural_shape(heldout), natural, "heldout", "the shape of an image in x")
+    check_axes(natural_shape(heldout), natural, "heldout", "the shape of an image in x")
     with with_layout(natural, said):
         model = as_model(vae, first[:1], **options)
         check_axes(natural, layout_of(model), whose="what the model takes")
@@ -113,7 +114,7 @@ def audit(
         chosen, findings = _choose(model, sets, natural, num_images, seed)
     forces = fast_forces(model) if isinstance(force_dtype, str) else force_dtype
     steps, certificate = certify_evidence(model, certify, target_width, forces, seed, progress)
-    order = _drawing_order(first.shape[1], natural, layout_of(model))
+    order = drawing_order(first.shape[1], natural, layout_of(model))
     parts: dict[str, Part] = {}
     looked = check_modes
     for name, (images, index) in chosen.items():
@@ -130,7 +131,8 @@ def audit(
                 seed=seed,
                 progress=progress,
             )
-            parts[name] = _part(model, images, index, result, worst, seed, order)
+            result, beyond = settled(result)
+            parts[name] = _part(model, images, index, result, worst, seed, order, beyond)
         looked = looked and bool(getattr(result.evidence, "wide", True))
         if name != "held-out" and result.family == "gaussian":
             findings = scale_readings(model, images, result.fits["gaussian"].posterior, seed) + findings
@@ -139,8 +141,17 @@ def audit(
                 "num_temperatures": steps, "check_modes": looked, "seconds": round(time.monotonic() - begin, 1),
                 "vaegap": __version__, "torch": str(torch.__version__)}  # fmt: skip
     about = _describe(vae, model, first.shape[1])
-    pictures = shape or _picture_shape(first.shape[1], natural, layout_of(model))
-    return Audit(parts, result.family, certificate, findings, advise(parts, result.family), about, settings, pictures)
+    pictures = shape or picture_shape(first.shape[1], natural, layout_of(model))
+    return Audit(
+        parts,
+        result.family,
+        certificate,
+        findings,
+        advise(parts, result.family, certificate),
+        about,
+        settings,
+        pictures,
+    )
 
 
 def known_families(families: Any) -> tuple[str, ...]:
@@ -193,7 +204,7 @@ def _choose(
         with _numbered(index, name):
             found = examine(model, images[index])
             if not chosen.keys() - {name}:
-                guess = _picture_shape(images.shape[1])
+                guess = picture_shape(images.shape[1])
                 found = layout_readings(model, images[index][:64], natural, layout_of(model), guess, seed=seed) + found
         findings += [f for f in found if f.kind not in {g.kind for g in findings}]
     return chosen, findings
@@ -223,7 +234,7 @@ def _pick(available: int, wanted: int, seed: int) -> Tensor:
 
 
 def _part(
-    model: Model, images: Tensor, index: Tensor, result: Gaps, worst: int, seed: int, order: Tensor
+    model: Model, images: Tensor, index: Tensor, result: Gaps, worst: int, seed: int, order: Tensor, beyond: float
 ) -> Part:
     numbers = index.tolist()
     table, errors = result.table.copy(), result.errors.copy()
@@ -235,13 +246,13 @@ def _part(
         mean = q.mean
         activity = mean.double().var(0) if len(mean) > 1 else torch.zeros(model.latent_dim)
         loosest = result.table["inference"].sort_values(ascending=False).index[:worst].tolist()
-        pictures = [_picture(model, images[i], mean[i], numbers[i], order) for i in loosest]
+        pictures = [picture(model, images[i], mean[i], numbers[i], order) for i in loosest]
     weighted = result.evidence.iwae
     return Part(
         table,
         errors,
-        _list(weighted.khat),
-        _list(plain.khat),
+        khats(weighted),
+        khats(plain),
         plain.mean,
         _list(activity),
         {numbers[i]: v for i, v in result.evidence.missed.items()},
@@ -249,6 +260,8 @@ def _part(
         pictures,
         _refine(model, images, result, seed),
         str(getattr(result.evidence, "source", "ais")),
+        beyond,
+        _list(best.posterior.mean.double().var(0)) if (best := result.fits.get("gaussian")) else [],
     )
 
 
@@ -262,25 +275,6 @@ def _list(values: Tensor | None) -> list[float]:
     return [] if values is None else [float(v) for v in values.double().cpu()]
 
 
-def _picture(model: Model, image: Tensor, z: Tensor, number: int, order: Tensor) -> Picture:
-    out = model.decode(z.to(model.dtype)[None, None])
-    try:
-        shown = out.mean
-    except NotImplementedError:  # a distribution without a mean
-        shown = out.sample()
-    flat = shown.double().reshape(-1).cpu()
-    if len(flat) != len(image):
-        flat = image.double().cpu()
-    return Picture(number, *([round(v, 4) for v in values.cpu()[order].tolist()] for values in (image, flat)))
-
-
-def _drawing_order(size: int, *shapes: tuple[int, ...] | None) -> Tensor:
-    """Order in which the pixels of a flat row make a picture with its channels first."""
-    order = torch.arange(size)
-    last = next((s for s in shapes if s and channels_last(s) and math.prod(s) == size), None)
-    return order if last is None else order.reshape(last).movedim(-1, 0).flatten()
-
-
 def _refine(model: Model, images: Tensor, result: Gaps, seed: int) -> Refinement | None:
     """Twenty gradient steps on the encoder's q: what anybody could do at test time."""
     if result.family != "gaussian":
@@ -289,23 +283,3 @@ def _refine(model: Model, images: Tensor, result: Gaps, seed: int) -> Refinement
     gain = (fit.bound.per_image.double().cpu() - torch.tensor(result.table["L_q"].to_numpy())).flatten()
     low, high = bootstrap_interval(gain)
     return Refinement(_REFINE.steps, gain.mean().item(), low, high)
-
-
-def _natural_shape(x: Any) -> tuple[int, ...]:
-    return tuple(getattr(x, "shape", ()))[1:]
-
-
-def _picture_shape(size: int, *candidates: Any) -> tuple[int, int, int]:
-    """(channels, height, width) of a picture with `size` numbers; one row if nothing fits."""
-    for given in candidates:
-        shape = (given[2], *given[:2]) if given and (channels_last(given) or given[2:] == (1,)) else given
-        if shape is None or len(shape) not in (2, 3) or min(shape[-2:]) == 1:
-            continue
-        channels = shape[0] if len(shape) == 3 else 1
-        if channels * shape[-2] * shape[-1] == size:
-            return (int(channels), int(shape[-2]), int(shape[-1]))
-    for channels in (1, 3):
-        side = round((size / channels) ** 0.5)
-        if side > 3 and channels * side * side == size:
-            return (channels, side, side)
-    return (1, 1, size)

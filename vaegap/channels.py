@@ -73,7 +73,7 @@ def check_axes(given: Sequence[int], wanted: Sequence[int] | None, what: str = "
 
 @contextmanager
 def with_layout(given: Sequence[int], wanted: Sequence[int] | None) -> Iterator[None]:
-    """An encoder that failed may have met images of another shape than it takes: then the message says how to give them.
+    """An encoder that failed may have met images of another shape than it takes: the message says how to give them.
 
     Args:
         given: shape of one image, as it was handed over.
@@ -138,9 +138,9 @@ def layout_readings(vae: Model, x: Tensor, *shapes: Sequence[int] | None, seed: 
     return [
         Finding(
             "layout",
-            f"the model seems to read pixels in another order: with each image's channels moved {where}, as {axes}, the "
-            f"ELBO is {gain_:.1f} nats higher ({before + gain_:.1f} instead of {before:.1f})",
-            f"give the images as x.reshape(-1, {', '.join(map(str, start))}).{cure}; numbers of this report are for the "
-            "images as they were passed",
+            f"the model seems to read pixels in another order: with each image's channels moved {where}, as {axes}, "
+            f"the ELBO is {gain_:.1f} nats higher ({before + gain_:.1f} instead of {before:.1f})",
+            f"give the images as x.reshape(-1, {', '.join(map(str, start))}).{cure}; numbers of this report are for "
+            "the images as they were passed",
         )
     ]

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from vaegap.advice import FAMILY_WORDS
 from vaegap.audited import Certificate, Part
 from vaegap.intake import Finding
 
 __all__ = ["doubts"]
+
+
+def _disorder(part: Part, which: str) -> list[Finding]:
+    """Bounds that are not in the order L[q*] ≤ log p̂(x), by more than their errors."""
+    found = []
+    rows = part.summary
+    for name in rows.index:
+        mean, error = rows.loc[name, "mean"], rows.loc[name, "mcse"]
+        if str(name).startswith("approximation_") and mean < -max(3 * error, 0.01):
+            family = str(name).removeprefix("approximation_")
+            found.append(
+                Finding("order", f"on the {which}, L[q*] of the {FAMILY_WORDS.get(family, family)} is {-mean:.2f} nats "
+                        "above log p̂, which it cannot exceed: log p̂ is too low by at least that",
+                        "call vaegap.ais with more temperatures and chains: the gaps below log p̂ are too small")
+            )  # fmt: skip
+    return found
 
 
 def doubts(parts: dict[str, Part], certificate: Certificate | None, target: float, modes: bool) -> list[Finding]:
@@ -22,7 +39,7 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
         found.append(
             Finding("sandwich", f"the BDMC width is {certificate.width:.2f} nats at {certificate.num_temperatures} "
                     "temperatures: log p̂ and the approximation gap may be too small by about that much",
-                    "call vaegap.ais with more temperatures, or read the gaps as lower bounds")
+                    "call vaegap.ais with more temperatures, or read the approximation gap as a lower bound")
         )  # fmt: skip
     for name, part in parts.items():
         which = "images" if name == "images" else f"{name} images"
@@ -44,12 +61,13 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
         if part.source in ("prior", "mixture"):
             start = "the prior" if part.source == "prior" else "a mixture of the encoder's q and the prior"
             found.append(
-                Finding("wide_evidence", f"on the {which}, annealing that starts from {start} finds more than "
-                        "annealing from q*: the posteriors have mass that q* misses systematically. log p̂ is taken "
-                        "from there, and the BDMC width is not about it",
+                Finding("wide_evidence", f"on the {which}, annealing that starts from {start} finds {part.beyond:.2f} "
+                        "nats more than annealing from q*: the posteriors have mass that q* misses systematically. log p̂ is "
+                        "taken from there, and the BDMC width is not about it",
                         "no single Gaussian fits these posteriors: look at latents that could change sign or place "
                         "without changing the image, and try a richer family")
             )  # fmt: skip
+        found += _disorder(part, which)
         if part.stuck:
             found.append(
                 Finding("stuck", f"the AIS chains of {len(part.stuck)} {which} hardly move (first: image "

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from vaegap.advice import ENOUGH_IMAGES, FAMILY_WORDS
 from vaegap.rounding import plus_minus
 
 if TYPE_CHECKING:
+    from vaegap.advice import Advice
     from vaegap.audited import Audit
 
-__all__ = ["facts", "levels", "text"]
+__all__ = ["facts", "interval", "levels", "text"]
 
 SOURCE_WORDS = {
     "ais": "annealing from q*",
@@ -20,7 +22,7 @@ SOURCE_WORDS = {
     "mixture": "annealing from a mixture of q and the prior",
 }
 
-_WIDTH = 100
+_WIDTH = 80  # of a terminal
 
 
 def levels(audit: Audit) -> list[tuple[str, str]]:
@@ -32,15 +34,20 @@ def levels(audit: Audit) -> list[tuple[str, str]]:
     )
     rows = [("log_p", "log p̂(x)")]
     rows += [
-        (f"L_star_{f}", f"L[q*] {FAMILY_WORDS.get(f, f)}" + (" (own)" if f == audit.family else "")) for f in families
+        (f"L_star_{f}", f"L[q*] {_short(f)} (own)" if f == audit.family else f"L[q*] {FAMILY_WORDS.get(f, f)}")
+        for f in families
     ]
     rows += [("L_q", "L[q] (the ELBO)"), ("inference", "inference gap")]
     rows += [
         (f"approximation_{audit.family}", "  approximation gap"),
         (f"amortization_{audit.family}", "  amortization gap"),
     ]
-    rows += [(f"approximation_{f}", f"approximation, {FAMILY_WORDS.get(f, f)}") for f in families if f != audit.family]
+    rows += [(f"approximation_{f}", f"approximation, {_short(f)}") for f in families if f != audit.family]
     return rows
+
+
+def _short(family: str) -> str:
+    return FAMILY_WORDS.get(family, family).removesuffix(" Gaussian")
 
 
 def facts(audit: Audit) -> list[tuple[str, str]]:
@@ -77,38 +84,68 @@ def text(audit: Audit) -> str:
     m = audit.model
     counts = " and ".join(f"{len(p.table)} {name}" for name, p in audit.parts.items())
     counts = counts if counts.endswith("images") else counts + " images"
-    lines = [
+    about = (
         f"Audit of {m['name']}: {m['latent_dim']} latents, {m['pixels']} pixels, {m['likelihood']} likelihood, "
-        f"q a {FAMILY_WORDS.get(audit.family, audit.family)}.",
+        f"q a {FAMILY_WORDS.get(audit.family, audit.family)}."
+    )
+    lines = [
+        *textwrap.wrap(about, _WIDTH),
         f"{counts}; nats per image, with 95 % intervals over images.",
         "",
     ]
     parts = {name: part.summary for name, part in audit.parts.items()}
     labels = levels(audit)
-    wide = max(len(label) for _, label in labels) + 2
-    lines.append(" " * wide + "".join(f"{name:>30}" for name in parts))
+    wide = max(len(label) for _, label in labels) + 1
+    for spare in range(3):  # decimals, where the intervals are wide and the terminal is not
+        cells = {n: {column: interval(rows.loc[column], spare) for column, _ in labels} for n, rows in parts.items()}
+        room = max(len(cell) for part in cells.values() for cell in part.values()) + 2
+        if wide + room * len(parts) <= _WIDTH:
+            break
+    lines.append(" " * wide + "".join(f"{name:>{room}}" for name in parts))
     for column, label in labels:
         if column == "inference":
-            lines.append("-" * (wide + 30 * len(parts)))
-        cells = []
-        for rows in parts.values():
-            r = rows.loc[column]
-            cells.append(f"{r['mean']:.2f}  [{r['ci_low']:.2f}, {r['ci_high']:.2f}]".rjust(30))
-        lines.append(label.ljust(wide) + "".join(cells))
+            lines.append("-" * (wide + room * len(parts)))
+        lines.append(label.ljust(wide) + "".join(part[column].rjust(room) for part in cells.values()))
     lines.append("")
-    lines += [f"{name}: {value}" for name, value in facts(audit)]
+    for name, value in facts(audit):
+        lines += textwrap.wrap(f"{name}: {value}", _WIDTH, subsequent_indent="  ")
     for title, severity in (("Warnings", "warning"), ("Notes", "note")):
         found = [f for f in audit.findings if f.severity == severity]
         if found:
             lines += ["", f"{title}"]
             lines += _bullets([f"{f.message}. Cure: {f.cure}." for f in found])
     lines += ["", "Advice, with the gain it could bring at most (nats per image)"]
-    lines += _bullets([f"[{_gain(a.gain, a.measured)}] {a.text}." for a in audit.advice])
+    lines += _bullets([f"{_gain(a)}{a.text}." for a in audit.advice])
     return "\n".join(lines)
 
 
-def _gain(gain: float, measured: bool) -> str:
-    return f"{gain:.2f} measured" if measured else f"{gain:.2f}"
+def interval(row: Mapping[str, Any], spare: int = 0) -> str:
+    """A mean with its interval: two decimals, and fewer where the interval is hundreds of nats wide.
+
+    Args:
+        row: mean, ci_low and ci_high.
+        spare: decimals that may be left out where the interval is wide.
+
+    Example:
+        >>> interval({"mean": -0.001, "ci_low": -0.004, "ci_high": 0.002})
+        '0.00 [0.00, 0.00]'
+    """
+    size = (row["ci_high"] - row["ci_low"]) * 10**spare
+    places = 2 if size < 100 else 1 if size < 1000 else 0
+    mean, low, high = (_signed(row[k], places) for k in ("mean", "ci_low", "ci_high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _signed(value: float, places: int) -> str:
+    """No minus before nothing."""
+    return f"{round(value, places) + 0.0:.{places}f}"
+
+
+def _gain(advice: Advice) -> str:
+    """What stands before a piece of advice; nothing where it is not about nats."""
+    if not advice.gain:
+        return ""
+    return f"[{_signed(advice.gain, 2)} measured] " if advice.measured else f"[{_signed(advice.gain, 2)}] "
 
 
 def _bullets(items: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vaegap.advice import FAMILY_WORDS
-from vaegap.report import facts, levels
+from vaegap.report import facts, interval, levels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,10 +113,7 @@ def _table(audit: Audit) -> str:
         cells = ""
         for summary in summaries:
             r = summary.loc[column]
-            cells += (
-                f'<td class="n" title="Monte-Carlo error {r["mcse"]:.3f}">{r["mean"]:.2f} '
-                f"[{r['ci_low']:.2f}, {r['ci_high']:.2f}]</td>"
-            )
+            cells += f'<td class="n" title="Monte-Carlo error {r["mcse"]:.3f}">{interval(r)}</td>'
         kind = ' class="gap"' if column == "inference" else ""
         rows.append(f'<tr{kind}><th scope="row">{escape(label)}</th>{cells}</tr>')
     return (
