@@ -62,8 +62,8 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
             start = "the prior" if part.source == "prior" else "a mixture of the encoder's q and the prior"
             found.append(
                 Finding("wide_evidence", f"on the {which}, annealing that starts from {start} finds {part.beyond:.2f} "
-                        "nats more than annealing from q*: the posteriors have mass that q* misses systematically. log p̂ is "
-                        "taken from there, and the BDMC width is not about it",
+                        "nats more than annealing from q*: the posteriors have mass that q* misses systematically. "
+                        "log p̂ is taken from there, and the BDMC width is not about it",
                         "no single Gaussian fits these posteriors: look at latents that could change sign or place "
                         "without changing the image, and try a richer family")
             )  # fmt: skip

@@ -90,7 +90,7 @@ def text(audit: Audit) -> str:
     )
     lines = [
         *textwrap.wrap(about, _WIDTH),
-        f"{counts}; nats per image, with 95 % intervals over images.",
+        *textwrap.wrap(f"{counts}; nats per image, with 95 % intervals over images.", _WIDTH),
         "",
     ]
     parts = {name: part.summary for name, part in audit.parts.items()}
@@ -98,7 +98,7 @@ def text(audit: Audit) -> str:
     wide = max(len(label) for _, label in labels) + 1
     for spare in range(3):  # decimals, where the intervals are wide and the terminal is not
         cells = {n: {column: interval(rows.loc[column], spare) for column, _ in labels} for n, rows in parts.items()}
-        room = max(len(cell) for part in cells.values() for cell in part.values()) + 2
+        room = max(len(cell) for part in cells.values() for cell in part.values()) + 1
         if wide + room * len(parts) <= _WIDTH:
             break
     lines.append(" " * wide + "".join(f"{name:>{room}}" for name in parts))
