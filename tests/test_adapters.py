@@ -43,6 +43,17 @@ def test_torch_export(model: Dense, x: Tensor, exported: tuple[Path, Path]) -> N
     same_elbo(vae, wrap(model.encode, model.decode, LATENT), x)
 
 
+def test_a_program_that_was_exported_for_one_batch_size_says_how_to_export_it(model: Dense, x: Tensor) -> None:
+    encoder, decoder = (
+        torch.export.export(module, (torch.zeros(4, size),)).module()
+        for module, size in ((model.encoder, D), (model.decoder, LATENT))
+    )
+    with pytest.raises(InputError, match=r"encoder failed .* dynamic_shapes"):
+        as_model((encoder, decoder), x)
+    with pytest.raises(InputError, match=r"decoder failed .* dynamic_shapes"):
+        elbo(as_model((model.encoder, decoder), x), x, 2)
+
+
 def test_pythae(x: Tensor) -> None:
     pythae = pytest.importorskip("pythae.models", reason="pythae is not installed: pip install 'vaegap[pythae]'")
     torch.manual_seed(0)

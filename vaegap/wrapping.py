@@ -218,6 +218,11 @@ class WrappedVAE(Model):
                 "A batch norm is in training mode, out of reach of eval(): pass wrap(module=...) with the network, or "
                 "call eval() on it."
             )
+        if "Guard failed" in text and "size()[0]" in text:
+            return (
+                "It was exported for batches of one size: export it with dynamic_shapes, in which axis 0 of the input "
+                "is torch.export.Dim.DYNAMIC."
+            )
         if "constraint" in text and "nan" in text:
             return "Its network gives NaN: look at its weights and at the images."
         if "probs" in text and "constraint" in text:
