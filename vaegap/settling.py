@@ -57,14 +57,14 @@ def _difference(one: Bound, two: Bound) -> tuple[float, float]:
 
 
 def khats(bound: Bound) -> list[float]:
-    """Pareto k̂ of an importance-weighted bound, image by image; infinite where one sample carries the sum.
+    """Pareto k̂ of an importance-weighted bound, image by image; infinite where a few samples carry the sum.
 
     A tail of weights that all vanish beside the largest one has no shape, and a fit to it says anything.
     """
     if bound.khat is None:
         return []
     values = bound.khat.double().cpu()
-    if bound.ess is not None and bound.num_samples > 25:
-        alone = (bound.ess.double().cpu() < 1.5) & (values <= 0.7)
+    if bound.ess is not None and bound.num_samples >= 100:
+        alone = (bound.ess.double().cpu() < 5) & (values <= 0.7)
         values = torch.where(alone, torch.inf, values)
     return [float(v) for v in values]
