@@ -146,6 +146,17 @@ def test_khat_has_the_right_sign() -> None:
     assert math.isnan(pareto_khat(log_w[:20]).sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_khat_grows_with_the_spread_of_the_weights(dtype: torch.dtype) -> None:
+    """Also where most weights vanish beside the largest: the Pareto shape of zeros must not look harmless."""
+    log_w = torch.randn(1000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).square()
+    shapes = torch.stack([pareto_khat((scale * log_w).to(dtype)) for scale in (0.1, 1.0, 3.0, 10.0, 100.0, 1e4)])
+    assert (shapes[1:] >= shapes[:-1]).all()
+    assert (shapes[0] < 0.7).all()
+    assert (shapes[1:] > 0.7).all()
+    assert pareto_khat(torch.full((100, 1), -torch.inf)).item() == math.inf, "no weight at all"
+
+
 def test_khat_warns_of_a_narrow_proposal(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:
     vae, x = oracle
     q, _, _ = best_member("gaussian", vae, x)

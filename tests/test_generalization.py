@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vaegap.lab import experiments, zoo
+from vaegap.lab import checkpoints, experiments, verify, zoo
 from vaegap.lab.experiments import Context
 from vaegap.lab.protocols import decompositions
 from vaegap.lab.training import Schedule
@@ -54,3 +54,16 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(zoo, "train", never)
     assert str(run(tmp_path)) == str(whole)
+
+
+def test_its_record_is_verified_by_the_last_epoch(tmp_path: Path) -> None:
+    record = experiments.run("generalization", SMALL, "laptop", tmp_path)
+    verdict = verify.verify_record(record)
+    assert verdict.state == "agrees", verdict
+    assert verdict.rows == 2 * 2 * 3, "two sets of two images: L[q], and L[q*] of two families"
+    weights = tmp_path / "models" / f"{decompositions.spec_of(record.params, 'laptop').id}.safetensors"
+    tensors, meta = checkpoints.load(weights)
+    checkpoints.save(weights, {k: 1.1 * v for k, v in tensors.items()}, meta)
+    assert verify.verify_record(record).state == "differs"
+    weights.unlink()
+    assert "--refresh" in verify.verify_record(record).reason

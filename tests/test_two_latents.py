@@ -72,7 +72,7 @@ def test_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None and not found.stale
 
 
-@pytest.mark.parametrize("name", ["generalization", "certificates"])
+@pytest.mark.parametrize("name", ["certificates"])
 def test_what_cannot_be_verified_says_so(name: str, tmp_path: Path) -> None:
     rows = [{"metric": "toy", "value": 1.0, "unit": "nats"}]
     record = experiments.run(name, {}, "quick", tmp_path, compute=lambda ctx: rows)

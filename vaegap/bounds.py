@@ -282,8 +282,14 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value, relative.std(0) / math.sqrt(k), relative.sum(0).square() / relative.square().sum(0)
 
 
+_VANISHING = -700.0  # nats: exp of it is about the smallest number of double precision
+
+
 def pareto_khat(log_w: Tensor) -> Tensor:
-    """Pareto shape k̂ of importance log-weights (k, N) -> (N,); NaN below 25 samples, −inf for equal weights."""
+    """Pareto shape k̂ of importance log-weights (k, N) -> (N,); NaN below 25 samples, −inf for equal weights.
+
+    Infinite where the tail's own weights vanish beside the largest one: a shape fitted to zeros would look harmless.
+    """
     k = log_w.shape[0]
     if k < 25:
         return torch.full((log_w.shape[1],), torch.nan, dtype=log_w.dtype)
@@ -291,15 +297,18 @@ def pareto_khat(log_w: Tensor) -> Tensor:
 
     from arviz_stats.base import array_stats
 
+    weights = log_w.double().cpu()  # float32 loses tails that double precision still sees
+    tail = math.ceil(min(k / 5, 3 * k**0.5))
+    cutoff = weights.sort(0, descending=True).values[tail] - weights.max(0).values
     out = torch.empty(log_w.shape[1], dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for i, column in enumerate(log_w.T.cpu().numpy()):
+        for i, column in enumerate(weights.T.numpy()):
             try:
                 out[i] = float(array_stats.psislw(-column)[1])  # psislw takes log-likelihoods, i.e. minus log-weights
             except ValueError:  # "All tail values are the same": the proposal is the posterior, there is no tail
                 out[i] = -torch.inf
-    return out
+    return out.where(cutoff > _VANISHING, torch.inf)
 
 
 def _finite(bound: Bound, what: str) -> Bound:

@@ -66,7 +66,7 @@ def optimize_local(
             fresh samples an image instead of the mean of its losses. Flows take our own form of the family, not the
             published one (200 hidden units, q(v_0|z_0)). Thousands of steps: for comparison only.
         num_eval: samples per image behind the reported bound.
-        recipe: settings; None for `RECIPES[family]`.
+        recipe: settings; None for `RECIPES[family]`, or the Gaussian's for a family that has none there.
         force_dtype: precision of the decoder's gradients, e.g. torch.bfloat16.
         seed: of everything random.
         progress: show a bar.
@@ -92,7 +92,7 @@ def optimize_local(
         raise InputError(f"unknown protocol {protocol!r}; choose 'fast' or 'paper'")
     x = vae.check(x)
     target = make_family(family, vae.latent_dim).local_variant()
-    plan = recipe or RECIPES[target.name]
+    plan = recipe or RECIPES.get(target.name, RECIPES["gaussian"])
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     options: dict[str, Any] = {"force_dtype": force_dtype, "seed": seed, "progress": progress}
     if protocol == "paper":

@@ -196,7 +196,7 @@ def compute_gaps(ctx: Context) -> Rows:
     for split, num in (("train", p["num_train"]), ("test", p["num_heldout"])):
         x = load_images(p["dataset"], split, num_images=num).x
         columns = decompose(ctx, vae, x, split, tuple(p["families"]), p["checked"])
-        rows += _rows(columns, split=split, encoder=_word(p["encoder"]), decoder=_word(p["decoder"]), model=p["family"])
+        rows += _rows(columns, split=split, model=p["family"], **_widths(p))
         rows.append({"split": split, "metric": "active_units", "value": active_units(vae, x), "unit": "units"})
     rows += _width(ctx, vae, p["certify"])
     rows.append({"metric": "train_elbo", "value": meta["history"][-1]["elbo"], "unit": "nats", "split": "train"})
@@ -237,26 +237,39 @@ def verify_gaps(ctx: Context, record: Record) -> Rows:
         if not weights.exists() and not p["frozen"]:
             raise InputError(f"{weights} is not here, and to train it anew takes minutes: vaegap run --refresh does")
         vae, _ = model_of(p, ctx.profile, ctx.results)
-    num = min(20, p["num_train"])
-    x = load_images(p["dataset"], "train", num_images=num).x
+    labels = {"split": "train", "model": p["family"], **_widths(p)}
+    return _again(vae, p, min(20, p["num_train"]), **labels)
+
+
+def verify_generalization(ctx: Context, record: Record) -> Rows:
+    """The same for the last epoch of a training, on both sets of images."""
+    p, spec = record.params, spec_of(record.params, ctx.profile)
+    weights = model_folder(ctx.results, ctx.profile) / f"{spec.id}.safetensors"
+    if not weights.exists():
+        raise InputError(f"{weights} is not here, and to train it anew takes minutes: vaegap run --refresh does")
+    vae, _ = trained(spec, weights.parent)
+    labels = {"model": f"{p['family']} epoch {spec.schedule.epochs}", **_widths(p)}
+    return [
+        row
+        for split in ("train", p["heldout"])
+        for row in _again(vae, p, min(20, p["num_images"]), split=split, **labels)
+    ]
+
+
+def _widths(params: Mapping[str, Any]) -> dict[str, str]:
+    return {"encoder": _word(params["encoder"]), "decoder": _word(params["decoder"])}
+
+
+def _again(vae: VAE, p: Mapping[str, Any], num: int, split: str, **labels: str) -> Rows:
+    """The bounds of some images with other random numbers than a record's."""
+    x = load_images(p["dataset"], split, num_images=num).x
     out = decomposition.gaps(vae, x, tuple(p["families"]), certify=0, force_dtype=_force_dtype(), seed=12345)
     rows: Rows = []
     for metric in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
         family = metric.removeprefix("L_star_") if metric.startswith("L_star_") else None
-        labels = {
-            "unit": "nats",
-            "bound": "lower",
-            "split": "train",
-            "family": family,
-            "encoder": _word(p["encoder"]),
-            "decoder": _word(p["decoder"]),
-            "model": p["family"],
-        }
+        same = {**labels, "metric": metric, "family": family, "split": split, "unit": "nats", "bound": "lower"}
         values, errors = out.table[metric], out.errors[metric]
-        rows += [
-            {"metric": metric, "image": str(i), "value": values.iat[i], "mcse": errors.iat[i], **labels}
-            for i in range(num)
-        ]
+        rows += [{**same, "image": str(i), "value": values.iat[i], "mcse": errors.iat[i]} for i in range(num)]
     return rows
 
 
@@ -273,12 +286,9 @@ def compute_generalization(ctx: Context) -> Rows:
     def measure(epoch: int, vae: VAE) -> None:
         for split, x in images.items():
             columns = decompose(ctx, vae, x, f"{split}-epoch{epoch}", tuple(p["families"]))
-            label = f"{p['family']} epoch {epoch}"
-            rows.extend(
-                _rows(columns, split=split, model=label, encoder=_word(p["encoder"]), decoder=_word(p["decoder"]))
-            )
+            rows.extend(_rows(columns, split=split, model=f"{p['family']} epoch {epoch}", **_widths(p)))
 
-    _, meta = trained(spec, ctx.folder / "models", milestones, measure)
+    _, meta = trained(spec, model_folder(ctx.results, ctx.profile), milestones, measure)
     ctx.notes["model_trained"] = origin_of(meta)
     rows.append({"metric": "epochs", "value": spec.schedule.epochs, "unit": "epochs"})
     return rows
