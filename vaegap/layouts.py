@@ -69,7 +69,7 @@ def from_state_dict(
         **likelihood_options: e.g. scale=0.1.
 
     Returns:
-        a `VAE` in evaluation mode.
+        a `VAE` in evaluation mode, on the weights' device.
 
     Raises:
         InputError: layers that are missing, left over, or do not fit together.
@@ -102,7 +102,7 @@ def from_state_dict(
             f"encoder_scale={encoder_scale!r} cannot be read from weights alone: wrap the model in Python instead"
         )
     if encoder_scale == "log_sigma":
-        factor = torch.ones(len(head[1]))
+        factor = torch.ones_like(head[1])
         factor[len(factor) // 2 :] = 2.0
         head = (head[0] * factor[:, None], head[1] * factor)
     decoder = [weights[n] for n in chosen.decoder]
@@ -123,7 +123,7 @@ def from_state_dict(
     fill([m for m in vae.features.modules() if isinstance(m, nn.Linear)], trunk)
     fill([vae.head.linear], [head])  # type: ignore[list-item]
     fill([m for m in vae.decoder.modules() if isinstance(m, nn.Linear)], decoder)
-    return vae.eval()
+    return vae.to(decoder[0][0].device).eval()
 
 
 def guess_layers(state: Mapping[str, Tensor]) -> Layers:
@@ -205,7 +205,7 @@ def _linear(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
         raise InputError(f"there is no linear layer {name!r} in the state dict; it has: {known}")
     bias = state.get(f"{name}.bias")
     weight = weight.detach().float()
-    return weight, torch.zeros(len(weight)) if bias is None else bias.detach().float()
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().float()
 
 
 def _check_chain(

@@ -148,7 +148,16 @@ class WrappedVAE(Model):
             return super().log_prior(z)
         # a trajectory of HMC may diverge: its end is to be rejected, but torch's distributions refuse to look at it
         fine = torch.isfinite(z).all(-1)
-        return torch.where(fine, self.prior.log_prob(torch.where(fine.unsqueeze(-1), z, 0.0)), -torch.inf)
+        try:
+            log_p = self.prior.log_prob(torch.where(fine.unsqueeze(-1), z, 0.0))
+        except RuntimeError as error:
+            if "same device" not in str(error):
+                raise
+            raise InputError(
+                f"the prior {name_of(self.prior)} and the latents ({z.device}) are on different devices; to() moves "
+                "networks, but no distributions: build the prior from tensors on the model's device"
+            ) from error
+        return torch.where(fine, log_p, -torch.inf)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         fine = torch.isfinite(z).all(-1)
@@ -213,6 +222,11 @@ class WrappedVAE(Model):
     def _cure(self, what: str, text: str) -> str:
         if "not implemented for 'Half'" in text or "not implemented for 'BFloat16'" in text:
             return "This device cannot do that in half precision: call .float() on the model first."
+        if "same device" in text:
+            return (
+                f"A tensor that it uses, or the prior that it gets samples of, is on another device than the model's "
+                f"({self.device}): move it there; as a buffer of the module it moves along."
+            )
         if "more than 1 value per channel" in text:
             return (
                 "A batch norm is in training mode, out of reach of eval(): pass wrap(module=...) with the network, or "
