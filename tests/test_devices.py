@@ -211,3 +211,26 @@ def test_a_state_dict_stays_where_it_is(scale: str, x: Tensor) -> None:
     assert there.device == DEVICE
     mine = elbo(from_state_dict(state, layers, encoder_scale=scale), x, seed=0)
     torch.testing.assert_close(elbo(there, x, seed=0).per_image.cpu(), mine.per_image)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torchs_default_device_changes_nothing(family: str, x: Tensor) -> None:
+    plain = elbo(oracle := linear_gaussian_vae(data_dim=4, latent_dim=2), oracle.simulate(3), seed=0)
+    with torch.device(DEVICE):  # as after torch.set_default_device("cuda")
+        result = gaps(make(family=family), x, (family,), 20, 2, 3, certify=2, seed=0)
+        bound = elbo(oracle := linear_gaussian_vae(data_dim=4, latent_dim=2), oracle.simulate(3), seed=0)
+    assert result.fits[family].posterior.mean.device == bound.per_image.device == DEVICE
+    torch.testing.assert_close(bound.per_image.cpu(), plain.per_image)
+
+
+@pytest.mark.parametrize("count", [4, 100])
+def test_an_audit_under_a_default_device(count: int, x: Tensor) -> None:
+    with torch.device(DEVICE):
+        assert "on lazy:0" in audit(Dense(), x, num_images=count, check_modes=False, **QUICK).to_html()
+
+
+def test_a_training_does_not_continue_on_another_device(x: Tensor, tmp_path: Path) -> None:
+    schedule, path = Schedule(epochs=2, batch_size=4), tmp_path / "training.safetensors"
+    train(make(), x, schedule, checkpoint=path, progress=False)
+    with pytest.raises(InputError, match="its device, whose random numbers"):
+        train(make().to(DEVICE), x, schedule, checkpoint=path, progress=False)

@@ -229,8 +229,9 @@ def _describe(vae: Any, model: Model, pixels: int) -> dict[str, Any]:
 def _pick(available: int, wanted: int, seed: int) -> Tensor:
     """Numbers of the images to audit, in ascending order."""
     if available <= wanted:
-        return torch.arange(available)
-    return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
+        return torch.arange(available, device="cpu")  # wherever torch's default device may be
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randperm(available, generator=generator, device="cpu")[:wanted].sort().values
 
 
 def _part(
@@ -280,6 +281,6 @@ def _refine(model: Model, images: Tensor, result: Gaps, seed: int) -> Refinement
     if result.family != "gaussian":
         return None
     fit = optimize_local(model, images, "gaussian", num_eval=100, recipe=_REFINE, seed=seed + 31)
-    gain = (fit.bound.per_image.double().cpu() - torch.tensor(result.table["L_q"].to_numpy())).flatten()
+    gain = (fit.bound.per_image.double().cpu() - torch.tensor(result.table["L_q"].to_numpy(), device="cpu")).flatten()
     low, high = bootstrap_interval(gain)
     return Refinement(_REFINE.steps, gain.mean().item(), low, high)

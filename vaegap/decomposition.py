@@ -125,13 +125,16 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, seed: int = 0) -> tu
         >>> low < 49.5 < high
         True
     """
-    values = values.double().flatten()
-    generator = torch.Generator().manual_seed(seed)
+    values = values.double().flatten().cpu()
+    generator = torch.Generator().manual_seed(seed)  # of the CPU, wherever torch's default device may be
     count = len(values)
     block = max(1, 2**21 // count)  # resamples at once
     sizes = [min(block, _RESAMPLES - i) for i in range(0, _RESAMPLES, block)]
-    means = torch.cat([values[torch.randint(count, (n, count), generator=generator)].mean(1) for n in sizes])
-    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    means = torch.cat(
+        [values[torch.randint(count, (n, count), generator=generator, device="cpu")].mean(1) for n in sizes]
+    )
+    at = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device="cpu")
+    low, high = torch.quantile(means, at).tolist()
     return low, high
 
 

@@ -64,19 +64,23 @@ class LinearGaussianVAE(VAE):
             seed=seed,
         )
         generator = torch.Generator().manual_seed(seed)
-        d = latent_dim
+        d, device = latent_dim, self.device
+
+        def draw(*shape: int) -> Tensor:  # on the CPU, wherever torch's default device may be: seeds mean the same
+            return torch.randn(shape, generator=generator, device="cpu").to(device)
+
         with torch.no_grad():
             # buffers move with the model; they follow from the seed, so its state_dict is that of any VAE
-            self.register_buffer("weight", torch.randn(data_dim, d, generator=generator) / math.sqrt(d), False)
-            self.register_buffer("offset", torch.randn(data_dim, generator=generator), False)
+            self.register_buffer("weight", draw(data_dim, d) / math.sqrt(d), False)
+            self.register_buffer("offset", draw(data_dim), False)
             self.noise = noise
             layer = next(m for m in self.decoder.modules() if isinstance(m, nn.Linear))
             layer.weight.copy_(self.weight)
             layer.bias.copy_(self.offset)
             precision = self.precision()
             gain = torch.linalg.solve(precision, self.weight.double().mT) / noise**2
-            gain = gain + encoder_error * torch.randn(gain.shape, generator=generator) / math.sqrt(data_dim)
-            logvar = -precision.diagonal().log() + encoder_error * torch.randn(d, generator=generator)
+            gain = gain + encoder_error * draw(*gain.shape) / math.sqrt(data_dim)
+            logvar = -precision.diagonal().log() + encoder_error * draw(d)
             linear = next(m for m in self.head.modules() if isinstance(m, nn.Linear))
             linear.weight.copy_(torch.cat([gain, torch.zeros_like(gain)]))
             linear.bias.copy_(torch.cat([-gain @ self.offset.double(), logvar]))
@@ -89,8 +93,8 @@ class LinearGaussianVAE(VAE):
     def simulate(self, num: int, seed: int = 0) -> Tensor:
         """Images from the model (num, D)."""
         generator = torch.Generator().manual_seed(seed)
-        z = torch.randn(num, self.latent_dim, generator=generator).to(self.weight)
-        eps = torch.randn(num, self.data_dim, generator=generator).to(self.weight)
+        z = torch.randn(num, self.latent_dim, generator=generator, device="cpu").to(self.weight)
+        eps = torch.randn(num, self.data_dim, generator=generator, device="cpu").to(self.weight)
         return (z @ self.weight.T + self.offset + self.noise * eps).to(self.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:

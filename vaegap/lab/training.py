@@ -208,6 +208,7 @@ class _Training:
             "images": len(x),
             "data": pixels,
             "encoder_only": self.encoder_only,
+            "device": x.device.type,
         }
 
     def epoch(self, x: Tensor, epoch: int) -> float:
@@ -276,4 +277,5 @@ _WORDS = {
     "images": "numbers of images",
     "data": "images",
     "encoder_only": "trained parts (encoder_only)",
+    "device": "device, whose random numbers cannot be continued on another,",
 }

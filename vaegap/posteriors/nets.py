@@ -40,10 +40,13 @@ def init_mlp(
     """Weights as `nn.Linear` draws them, with a leading axis of 1; the last layer times `last_scale`."""
     out: dict[str, Tensor] = {}
     last = len(sizes) - 2
+    device = None if generator is None else generator.device
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         bound = (last_scale if i == last else 1.0) / math.sqrt(fan_in)
-        out[f"{name}_w{i}"] = torch.empty(1, fan_in, fan_out).uniform_(-bound, bound, generator=generator)
-        out[f"{name}_b{i}"] = torch.empty(1, fan_out).uniform_(-bound, bound, generator=generator)
+        out[f"{name}_w{i}"] = torch.empty(1, fan_in, fan_out, device=device).uniform_(
+            -bound, bound, generator=generator
+        )
+        out[f"{name}_b{i}"] = torch.empty(1, fan_out, device=device).uniform_(-bound, bound, generator=generator)
     return out
 
 
