@@ -317,3 +317,9 @@ def test_encoding_in_parts_changes_nothing(name: str, monkeypatch: pytest.Monkey
     assert whole.params.keys() == parts.params.keys()
     for key, value in whole.params.items():
         torch.testing.assert_close(parts.params[key], value)
+
+
+def test_a_device_without_double_precision_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LinearGaussianVAE, "device", property(lambda vae: torch.device("mps")))
+    with pytest.raises(InputError, match=r"no float64.*model.to\('cpu'\)"):
+        vaegap.bdmc(linear_gaussian_vae(), 3, seed=0)

@@ -20,7 +20,7 @@ from vaegap.bounds import Bound, encode, evaluating, image_chunks, log_mean_exp,
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
 from vaegap.hmc import transition
-from vaegap.models import Model
+from vaegap.models import Model, borrowed_rng
 from vaegap.posteriors import Posterior
 from vaegap.progress import bar
 from vaegap.schedules import even_temperatures, spread, temperatures
@@ -254,7 +254,7 @@ def bdmc(
     forward, backward = [], []
     with evaluating(vae):
         z = vae.sample_prior(num_images, generator)
-        with torch.random.fork_rng(devices=[]):  # torch.distributions knows no generator
+        with borrowed_rng(vae.device):  # torch.distributions knows no generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=vae.device)))
             # a few at a time: a categorical decoder gives out hundreds of numbers a pixel
             first = vae.decode(z[:1]).sample().flatten(1)

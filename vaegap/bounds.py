@@ -106,7 +106,13 @@ def evaluating(model: Model) -> Iterator[None]:
 
 
 def make_generator(model: Model, seed: int | None) -> torch.Generator:
-    """A random generator on the model's device; seeded from torch's global state if seed is None."""
+    """A random generator on the model's device; seeded from torch's global state if seed is None.
+
+    Raises:
+        InputError: the device has no double precision, in which all bounds are summed (Apple's mps).
+    """
+    if model.device.type == "mps":
+        raise InputError("mps has no float64, in which bounds are summed: move the model with model.to('cpu')")
     generator = torch.Generator(model.device)
     return generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from vaegap.likelihoods import Categorical, Likelihood, make_likelihood
 from vaegap.posteriors import Posterior, make_family
 from vaegap.posteriors.base import normal_log_prob
 
-__all__ = ["ACTIVATIONS", "VAE", "Model"]
+__all__ = ["ACTIVATIONS", "VAE", "Model", "borrowed_rng"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": ELU, "tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -69,7 +70,7 @@ class Model(nn.Module):
         if self.prior is None:
             return torch.randn(num, self.latent_dim, generator=generator, dtype=self.dtype, device=self.device)
         # torch.distributions draw from the global state: borrow it, and give it back
-        with torch.random.fork_rng(enabled=generator is not None):
+        with borrowed_rng(self.device, generator is not None):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
             return self.prior.sample(torch.Size([num]))
@@ -94,6 +95,11 @@ class Model(nn.Module):
     def check_pixels(self, x: Tensor) -> None:
         """Raise `InputError` for images (N, D) that p(x|z) cannot have produced."""
         self.likelihood.check(x)
+
+
+def borrowed_rng(device: torch.device, enabled: bool = True) -> AbstractContextManager[None]:
+    """Draw from torch's global state, of the CPU and of one device, and give it back afterwards."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=enabled)
 
 
 class VAE(Model):

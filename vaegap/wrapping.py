@@ -291,7 +291,7 @@ def wrap(
     if prior is not None and tuple(prior.event_shape) != (latent_dim,):
         raise InputError(
             f"the prior has event shape {tuple(prior.event_shape)}, expected ({latent_dim},): "
-            "wrap it in Independent(prior, 1)"
+            f"e.g. Independent(Normal(torch.zeros({latent_dim}), torch.ones({latent_dim})), 1)"
         )
     if prior is not None:
         _check_support(prior)
