@@ -320,6 +320,7 @@ def test_encoding_in_parts_changes_nothing(name: str, monkeypatch: pytest.Monkey
 
 
 def test_a_device_without_double_precision_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LinearGaussianVAE, "device", property(lambda vae: torch.device("mps")))
+    vae = linear_gaussian_vae()
+    monkeypatch.setattr(LinearGaussianVAE, "device", property(lambda self: torch.device("mps")))
     with pytest.raises(InputError, match=r"no float64.*model.to\('cpu'\)"):
-        vaegap.bdmc(linear_gaussian_vae(), 3, seed=0)
+        vaegap.bdmc(vae, 3, seed=0)
