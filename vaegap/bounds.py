@@ -298,7 +298,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     """
     k = log_w.shape[0]
     if k < 25:
-        return torch.full((log_w.shape[1],), torch.nan, dtype=log_w.dtype)
+        return torch.full((log_w.shape[1],), torch.nan, dtype=torch.float64, device="cpu")
     import warnings
 
     from arviz_stats.base import array_stats
@@ -306,7 +306,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     weights = log_w.double().cpu()  # float32 loses tails that double precision still sees
     tail = math.ceil(min(k / 5, 3 * k**0.5))
     cutoff = weights.sort(0, descending=True).values[tail] - weights.max(0).values
-    out = torch.empty(log_w.shape[1], dtype=torch.float64)
+    out = torch.empty(log_w.shape[1], dtype=torch.float64, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for i, column in enumerate(weights.T.numpy()):
