@@ -30,7 +30,7 @@ def picture(model: Model, image: Tensor, z: Tensor, number: int, order: Tensor) 
 
 def drawing_order(size: int, *shapes: tuple[int, ...] | None) -> Tensor:
     """Order in which the pixels of a flat row make a picture with its channels first."""
-    order = torch.arange(size)
+    order = torch.arange(size, device="cpu")  # wherever torch's default device may be
     last = next((s for s in shapes if s and channels_last(s) and math.prod(s) == size), None)
     return order if last is None else order.reshape(last).movedim(-1, 0).flatten()
 
