@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import assert_mean, best_member
+from oracles import FAMILY_NAMES, assert_mean, best_member
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
@@ -201,6 +201,42 @@ def test_prior_and_posterior_agree() -> None:
     assert abs(slow.mean - fast.mean) < widths + 4 * math.hypot(slow.mcse, fast.mcse)
     for bound in (slow, fast):
         assert abs(bound.mean - vae.log_evidence(x).mean().item()) < 4 * bound.mcse + widths
+
+
+def test_prior_and_posterior_agree_to_a_hundredth() -> None:
+    """Enough temperatures and images that a bias of 0.05 nat in either of them, or in both, would show."""
+    vae = linear_gaussian_vae(data_dim=6, latent_dim=2, noise=0.7, encoder_error=0.2)
+    x = vae.simulate(400, seed=3)
+    slow = ais(vae, x, 16, 100, "prior", "linear", num_leapfrog=6, seed=0)
+    fast = ais(vae, x, 16, 40, "posterior", "sigmoid", seed=1)
+    error = math.hypot(slow.mcse, fast.mcse)
+    assert 4 * error < 0.03, "too blunt to see a bias"
+    assert abs(slow.mean - fast.mean) < 4 * error + 3e-3
+    for bound in (slow, fast):
+        assert abs(bound.mean - vae.log_evidence(x).mean().item()) < 4 * bound.mcse + 3e-3
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_every_family_serves_as_a_base(name: str) -> None:
+    """Locally optimal or an encoder's own: AIS from it is unbiased, and BDMC contains the exact value."""
+    vae = linear_gaussian_vae(data_dim=6, latent_dim=2, noise=0.8)
+    x = vae.simulate(8, seed=1)
+
+    def moved(images: Tensor) -> Posterior:
+        q = best_member(name, vae, images)[0]
+        return Posterior(q.family, {**q.params, "mean": q.params["mean"] + 0.2, "logvar": q.params["logvar"] + 0.3})
+
+    amortized = wrap(moved, vae.decoder, 2, "gaussian", scale=0.8, module=vae)
+    log_p = vae.log_evidence(x)
+    for bound in (ais(vae, x, 1000, 4, moved(x), seed=0), ais(amortized, x, 1000, 4, seed=1)):
+        relative = (bound.per_image - log_p).exp() - 1
+        assert (relative.abs() < 4 * bound.mcse_per_image * (1 + relative)).all() and bound.mcse_per_image.max() < 0.1
+    seen: list[Tensor] = []
+    sandwich = bdmc(vae, 40, 16, 10, lambda a: (seen.append(a), moved(a))[1], seed=0)
+    exact = vae.log_evidence(seen[0])
+    low, high = sandwich.lower.per_image - exact, sandwich.upper.per_image - exact
+    for side in (low, -high):
+        assert -0.05 < side.mean() < 4 * side.std() / math.sqrt(40)
 
 
 def test_an_unknown_error_is_refused(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from oracles import FAMILY_NAMES, HOLD_GAUSSIANS, assert_bound, best_member
 from torch import Tensor
 
-from vaegap import VAE, Bound, InputError, LocalFit, elbo, load_images, local, optimize_local, wrap
+from vaegap import VAE, Bound, InputError, LocalFit, climbing, elbo, load_images, local, optimize_local, wrap
+from vaegap.bounds import join_bounds
+from vaegap.energy import LogJoint
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.lab.training import Schedule, train
 from vaegap.local import RECIPES, lift
@@ -226,6 +229,28 @@ def test_reported_bound_is_not_the_one_chosen_by(oracle: tuple[LinearGaussianVAE
     assert abs(fit.bound.mean - best.mean().item()) < 4 * fit.bound.mcse + 2e-3
 
 
+def test_the_report_uses_samples_that_nothing_was_chosen_by(
+    oracle: tuple[LinearGaussianVAE, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every chunk: the last evaluation has a seed and a number of samples of its own."""
+    calls: list[tuple[int, int]] = []
+
+    def watched(original: Callable[..., Bound]) -> Callable[..., Bound]:
+        def evaluate(vae: VAE, x: Tensor, samples: int, *rest: Posterior, seed: int) -> Bound:
+            calls.append((samples, seed))
+            return original(vae, x, samples, *rest, seed=seed)
+
+        return evaluate
+
+    for name in ("elbo", "elbo_unchecked"):
+        monkeypatch.setattr(climbing, name, watched(getattr(climbing, name)))
+    recipe = replace(RECIPES["gaussian"], steps=5, rounds=2, chunk=4)
+    fit = optimize_local(*oracle, "gaussian", recipe=recipe, num_eval=77, seed=0)
+    reported = [seed for samples, seed in calls if samples == 77]
+    others = {seed for samples, seed in calls if samples != 77}
+    assert fit.bound.num_samples == 77 and len(set(reported)) == 2 and others.isdisjoint(reported)
+
+
 def test_lift() -> None:
     mean, logvar = torch.randn(3, 4), torch.randn(3, 4)
     q = make_family("gaussian", 4).posterior(mean, logvar)
@@ -279,6 +304,36 @@ def test_a_diverged_ascent_is_flagged(oracle: tuple[LinearGaussianVAE, Tensor]) 
     fit = optimize_local(vae, x, "gaussian", recipe=wild, num_eval=100, seed=0)
     assert torch.isfinite(fit.bound.per_image).all(), "the start is kept"
     assert fit.bound.flagged and all("diverged" in why for why in fit.bound.flagged.values())
+
+
+def test_flags_and_steps_belong_to_the_images_of_the_whole_batch(
+    oracle: tuple[LinearGaussianVAE, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of four, and only image 5 diverges: its gradient is NaN once it has left the start."""
+    vae, x = oracle
+    target, original = x[5], LogJoint.grad
+
+    def grad(self: LogJoint, z: Tensor, rejecting: bool = False) -> Tensor:
+        bad = (self.x == target).all(1)[:, None]
+        return torch.where(bad, torch.nan, original(self, z, rejecting))
+
+    monkeypatch.setattr(LogJoint, "grad", grad)
+    recipe = replace(RECIPES["gaussian"], steps=10, rounds=1, chunk=4)
+    fit = optimize_local(vae, x, "gaussian", recipe=recipe, num_eval=100, seed=0)
+    assert fit.bound.flagged is not None and set(fit.bound.flagged) == {5}
+    assert torch.isfinite(fit.bound.per_image).all(), "the start is kept"
+    encoder = vae.encode(x).mean
+    assert torch.equal(fit.posterior.mean[5], encoder[5]) and (fit.posterior.mean[:5] != encoder[:5]).any(1).all()
+
+
+def test_joined_bounds_keep_order_and_flags() -> None:
+    one = Bound(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.2]), "lower", 5, flagged={1: "a"})
+    two = Bound(torch.tensor([3.0]), torch.tensor([0.3]), "lower", 5, ess=torch.tensor([4.0]))
+    three = Bound(torch.tensor([4.0, 5.0]), torch.tensor([0.4, 0.5]), "lower", 5, flagged={0: "b"})
+    joined = join_bounds([one, two, three])
+    assert joined.per_image.tolist() == [1, 2, 3, 4, 5] and joined.flagged == {1: "a", 3: "b"}
+    torch.testing.assert_close(joined.mcse_per_image, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert joined.ess is None and join_bounds([two, two]).ess is not None and join_bounds([two]).flagged is None
 
 
 def test_a_start_is_not_kept_for_its_luck(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:
