@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib
 import pandas as pd
@@ -94,3 +98,15 @@ def test_an_error_shows_two_digits(error: float):
     shown = f"{error:.{decimals(error)}f}"
     assert len(shown.replace(".", "").lstrip("0")) == 2
     assert float(shown) == pytest.approx(error, rel=0.05)
+
+
+def test_the_audit_pages_figure_is_drawn_from_its_report(tmp_path: Path):
+    book = Path(__file__).parents[1] / "book"
+    for name in ("audit.txt", "audit.json"):
+        shutil.copy(book / "figures" / name, tmp_path)
+    script = book / "figures_src/audit.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--figure", "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "audit.svg").stat().st_size > 10_000

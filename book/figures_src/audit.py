@@ -69,7 +69,7 @@ ROW = re.compile(r"^ *(.+?) {2,}(-?[\d.]+) +\[(.+?), (.+?)\] +(-?[\d.]+) +\[(.+?
 NAMES = {
     "log p̂(x)": "log_p",
     "L[q*] full-covariance Gaussian": "L_star_full_gaussian",
-    "L[q*] factorized Gaussian (own)": "L_star_gaussian",
+    "L[q*] factorized (own)": "L_star_gaussian",
     "L[q] (the ELBO)": "L_q",
     "approximation gap": "approximation_gaussian",
     "amortization gap": "amortization_gaussian",
