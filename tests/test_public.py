@@ -40,7 +40,8 @@ NAMES = ["load_images", "VAE", "wrap", "elbo", "iwae", "ais", "bdmc", "optimize_
 def test_documentation_says_what_goes_in_and_out(name: str) -> None:
     function = getattr(vaegap, name)
     text = inspect.getdoc(function) or ""
-    for section in ("Args:", "Example:"):
+    results = () if inspect.isclass(function) else ("Returns:",)
+    for section in ("Args:", *results, "Raises:", "Example:"):
         assert section in text, f"vaegap.{name}: no {section}"
     signature = inspect.signature(function)
     undocumented = [p for p in signature.parameters if p not in text]

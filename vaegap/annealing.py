@@ -181,8 +181,8 @@ def ais(
         progress: show a bar.
 
     Returns:
-        a lower `Bound` with acceptance rates and effective sample sizes; images whose chains diverged (acceptance
-        near 0) are in `flagged`.
+        a lower `Bound`, per image in nats, with acceptance rates and effective sample sizes; images whose chains
+        diverged (acceptance near 0) are in `flagged`.
 
     Raises:
         InputError: unusable images, or a weight that is not finite.
@@ -239,6 +239,10 @@ def bdmc(
 
     Returns:
         a `Sandwich`; its `.width` in nats is what to print beside an AIS value obtained with the same settings.
+
+    Raises:
+        InputError: nothing to simulate, fewer than one chain, or a weight that is not finite; its indices count the
+            simulated images.
 
     Source: Grosse, Ghahramani & Adams 2015; Wu et al. 2017, section 3.
 

@@ -242,11 +242,11 @@ def iwae(
         seed: of the samples.
 
     Returns:
-        a lower `Bound` with `ess` and Pareto `khat` of the weights. The error is the delta method's,
-        sd(w) / (mean(w) √k), which is trustworthy only where k̂ < 0.7.
+        a lower `Bound`, per image in nats, with `ess` and Pareto `khat` of the weights. The error is the delta
+        method's, sd(w) / (mean(w) √k), which is trustworthy only where k̂ < 0.7.
 
     Raises:
-        InputError: unusable images, or a value that is not finite.
+        InputError: unusable images, fewer than 2 samples, or a value that is not finite (the images are named).
 
     Source: Burda et al. 2016, eq. 8; Cremer et al. 2018, ineq. 12.
 

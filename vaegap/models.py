@@ -51,6 +51,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def log_prior(self, z: Tensor) -> Tensor:

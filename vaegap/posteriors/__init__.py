@@ -23,6 +23,9 @@ def make_family(name: str | Family, latent_dim: int, **options: Any) -> Family:
         latent_dim: size of z.
         **options: the family's own keyword arguments.
 
+    Returns:
+        the `Family`; `.posterior(mean, logvar)` of (N, d) tensors is its member nearest to that Gaussian.
+
     Raises:
         InputError: an unknown name.
 

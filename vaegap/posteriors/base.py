@@ -186,6 +186,7 @@ class Posterior:
         return self.family.kl(self.params)
 
     def detach(self) -> Posterior:
+        """The same q, through which no gradient flows."""
         return Posterior(self.family, {k: v.detach() for k, v in self.params.items()})
 
     def moments(self, num_samples: int = 256) -> tuple[Tensor, Tensor]:
