@@ -20,6 +20,7 @@ ON_IMAGES: dict[str, Callable[[Model, Tensor], Any]] = {
     "elbo": lambda m, x: elbo(m, x, 50, seed=0),
     "iwae": lambda m, x: iwae(m, x, 50, seed=0),
     "ais": lambda m, x: ais(m, x, 4, 5, seed=0),
+    "ais, adaptive": lambda m, x: ais(m, x, 4, 5, schedule="adaptive", seed=0),
     "ais, mixture": lambda m, x: ais(m, x, 4, 5, "mixture", seed=0),
     "q*": lambda m, x: optimize_local(m, x, num_eval=50, seed=0),
     "q*, full": lambda m, x: optimize_local(m, x, "full_gaussian", num_eval=50, seed=0),
@@ -102,7 +103,7 @@ def test_an_encoder_that_overflows_for_one_image_of_ten(function: str, value: fl
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("function", ["elbo", "iwae", "q*"])
+@pytest.mark.parametrize("function", ["elbo", "iwae", "ais", "ais, adaptive", "q*"])
 def test_features_that_are_nan_for_one_image(family: str, function: str) -> None:
     """A head that bounds log-variances must not turn NaN into a number."""
     vae = VAE(5, 2, family, (4,), (4,), seed=0)
@@ -177,3 +178,33 @@ def test_few_and_many_samples() -> None:
         slack = 4 * math.hypot(few.mcse, many.mcse)
         assert abs(many.mean - few.mean) < slack + (0.01 if function is iwae else 0)
         assert many.mcse < few.mcse / 5
+
+
+def test_half_precision_and_complex_pixels_are_refused() -> None:
+    vae, x = VAE(5, 2, encoder_hidden=(4,), decoder_hidden=(4,), seed=0), images()
+    with pytest.raises(InputError, match="complex"):
+        elbo(vae, x.to(torch.complex64))
+    with pytest.raises(InputError, match="float16"):
+        elbo(vae.half(), x)
+
+
+def test_a_rare_overflow_in_a_later_chunk_names_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples of the start do not meet it; the 200 that judge it do."""
+    monkeypatch.setitem(RECIPES, "gaussian", replace(RECIPES["gaussian"], steps=5, rounds=1, chunk=2))
+    with pytest.raises(InputError, match="image 3") as error:
+        optimize_local(fragile(math.nan, 0.05), images(), seed=0)
+    assert error.value.indices == [3]
+
+
+def test_what_gaps_simulates_is_not_taken_for_its_images() -> None:
+    """The encoder overflows on images that the model simulates, not on those given."""
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        return 0 * x[:, :2], torch.where(x[:, :2] > 0, math.inf, 0.0)
+
+    x = torch.zeros(3, 5)
+    with pytest.raises(InputError, match="simulated") as error:
+        gaps(wrap(encode, nn.Linear(2, 5), 2), x, num_samples=20, num_chains=4, num_temperatures=3, certify=20, seed=0)
+    assert not error.value.indices
+    with pytest.raises(InputError, match="num_samples=1"):
+        gaps(wrap(encode, nn.Linear(2, 5), 2), x, num_samples=1)

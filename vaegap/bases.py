@@ -152,4 +152,7 @@ def make_base(vae: Model, x: Tensor, base: str | Posterior) -> Base:
         * cov.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         * torch.eye(vae.latent_dim, dtype=cov.dtype, device=cov.device)
     )
-    return kind(mean, torch.linalg.cholesky(cov + ridge))
+    total = cov + ridge
+    bad = ~torch.isfinite(total).flatten(1).all(1)  # left as NaN, so that the weights of these images tell it
+    total = torch.where(bad[:, None, None], torch.eye(vae.latent_dim, dtype=cov.dtype, device=cov.device), total)
+    return kind(torch.where(bad[:, None], torch.nan, mean), torch.linalg.cholesky(total))

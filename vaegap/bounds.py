@@ -191,14 +191,18 @@ def elbo_unchecked(
     means, errors = [], []
     with evaluating(vae):
         q_all = _proposal(vae, x, posterior)
-        for part in image_chunks(len(x), num_samples * output_width(vae, x), device=x.device):
-            q = q_all[part]
-            z, log_q = q.rsample_and_log_prob(num_samples, generator=generator)
-            log_prior = vae.log_prior(z)
-            log_w = vae.log_likelihood(x[part], z) + log_prior - log_q
+        width = output_width(vae, x)
+        inner = min(num_samples, max(1, _CHUNK_FLOATS // width))  # samples drawn at once
+        for part in image_chunks(len(x), num_samples * width, device=x.device):
+            q, pieces = q_all[part], []
+            for start in range(0, num_samples, inner):
+                z, log_q = q.rsample_and_log_prob(min(inner, num_samples - start), generator=generator)
+                log_prior = vae.log_prior(z)
+                pieces.append((vae.log_likelihood(x[part], z) + log_prior - log_q, log_q - log_prior))
+            log_w, excess = (torch.cat(parts) for parts in zip(*pieces, strict=True))
             kl = q.kl() if vae.prior is None else None
             if kl is not None:
-                log_w = _control(log_w, log_q - log_prior - kl)
+                log_w = _control(log_w, excess - kl)
             means.append(log_w.double().mean(0))
             errors.append(log_w.double().std(0) / math.sqrt(num_samples))
     return Bound(torch.cat(means), torch.cat(errors), "lower", num_samples)

@@ -118,8 +118,11 @@ def climb(
     def work(number: int) -> None:
         index, chunk_seed = pieces[number].to(x.device), seed + 7919 * (number + 1)
         begin = start[index] if own else lift(start[index], family)
-        best, before, steps, lost = _climb_chunk(vae, x[index], begin, plan, force_dtype, chunk_seed, frozen)
-        fresh = elbo(vae, x[index], max(2, num_eval), best, seed=chunk_seed + 101)
+        try:
+            best, before, steps, lost = _climb_chunk(vae, x[index], begin, plan, force_dtype, chunk_seed, frozen)
+            fresh = elbo(vae, x[index], max(2, num_eval), best, seed=chunk_seed + 101)
+        except InputError as error:
+            raise error.among(pieces[number].tolist()) from error
         fresh = replace(fresh, flagged=dict.fromkeys(lost, "the ascent diverged: this is where it started") or None)
         reports[number] = fresh, before, steps
         with guard:

@@ -190,7 +190,10 @@ def log_evidence(
                 vae, images, best.family, num_eval=2, force_dtype=force_dtype, seed=seed + 3
             ).posterior
 
-        sandwich = bdmc(vae, certify, num_temperatures=num_temperatures, base=fit, seed=seed + 4, **options)
+        try:
+            sandwich = bdmc(vae, certify, num_temperatures=num_temperatures, base=fit, seed=seed + 4, **options)
+        except InputError as error:  # its indices are not those of x
+            raise InputError(f"on images simulated from the model (certify=0 does without them): {error}") from error
     return LogEvidence(candidates[source], candidates["ais"], candidates["iwae"], sandwich, missed, wide, source)
 
 
@@ -204,7 +207,11 @@ def _missed(
     lower = replace(
         annealed, per_image=annealed.per_image[found], mcse_per_image=annealed.mcse_per_image[found], flagged=None
     )
-    again = _higher(ais(vae, x[found], seed=seed, **options), lower)
+    try:
+        second = ais(vae, x[found], seed=seed, **options)
+    except InputError as error:
+        raise error.among(found.tolist()) from error
+    again = _higher(second, lower)
     return {int(found[i]): excess for i, excess in again.items()}
 
 
@@ -268,6 +275,8 @@ def gaps(
     unknown = [f for f in families if f not in FAMILIES]
     if unknown:
         raise InputError(f"unknown posterior families {unknown}; choose from {', '.join(FAMILIES)}")
+    if num_samples < 2:
+        raise InputError(f"num_samples={num_samples}: an error bar needs at least 2")
     x = vae.check(x)
     with evaluating(vae):
         own = vae.encode(x[:1]).family.name

@@ -22,3 +22,16 @@ class InputError(ValueError):
     def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.indices = list(indices)
+
+    def among(self, index: Sequence[int]) -> InputError:
+        """The same error with the images' numbers in a larger batch, of which `index` was a part.
+
+        Example:
+            >>> error = InputError("no number (first: image 1)", [1]).among([40, 41, 42])
+            >>> error.indices, str(error)
+            ([41], 'no number (first: image 41)')
+        """
+        if not self.indices:
+            return self
+        own = [int(index[i]) for i in self.indices]
+        return InputError(str(self).replace(f"image {self.indices[0]}", f"image {own[0]}"), own)

@@ -89,6 +89,13 @@ class Model(nn.Module):
             )
         if len(x) == 0:
             raise InputError("there are no images: x has shape " + str(tuple(x.shape)))
+        if self.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"the model computes in {self.dtype}, in which a log-likelihood of -90 has steps of 0.06 nat or more: "
+                "call .float() on it first"
+            )
+        if x.is_complex():
+            raise InputError("the images are complex; they must be real numbers")
         x = x.to(device=self.device, dtype=self.dtype)
         self.check_pixels(x)
         return x

@@ -32,8 +32,13 @@ def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
 
 
 def spread(parts: tuple[Tensor, ...]) -> float:
-    """Root mean square over images of the chains' standard deviation of the weight per unit of β."""
-    return float((parts[1] - parts[0]).double().var(0).mean().sqrt())
+    """Root mean square over images of the chains' standard deviation of the weight per unit of β.
+
+    Images whose energy is not finite are left out: their own weights tell, and the others' temperatures stay good.
+    """
+    variance = (parts[1] - parts[0]).double().var(0)
+    fine = torch.isfinite(variance)
+    return float(variance[fine].mean().sqrt()) if fine.any() else 1.0
 
 
 def even_temperatures(betas: Tensor, spreads: list[float], num: int) -> Tensor:
