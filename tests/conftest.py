@@ -13,6 +13,7 @@ from somebody import LATENT, D, Dense
 from torch import Tensor
 from toy_runs import CALLS
 
+from vaegap import Audit, audit
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.lab import provenance, runs
 
@@ -70,3 +71,11 @@ def copied_science(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "vaegap", copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "_PACKAGE", copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def report() -> Audit:
+    """The audit of a model whose gaps are known exactly."""
+    exact = linear_gaussian_vae(encoder_error=0.3)
+    return audit(exact, exact.simulate(60, seed=1), exact.simulate(50, seed=2), num_images=40, num_samples=200,
+                 certify=30)  # fmt: skip

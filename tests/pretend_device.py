@@ -28,6 +28,7 @@ _aten = torch.ops.aten
 _INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
 _NUMBERS = (*_INDEXING, _aten.fill_.Tensor, _aten.masked_fill.Tensor)  # they take a number of the CPU
 _CPUGenerator = torch.Generator
+_new: Any = Tensor  # torch's stubs do not know how wrappers are made
 
 
 class Elsewhere(Tensor):
@@ -38,12 +39,12 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> Elsewhere:
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
-        return Tensor._make_wrapper_subclass(cls, held.shape, device=DEVICE, **layout)  # type: ignore[attr-defined]
+        return _new._make_wrapper_subclass(cls, held.shape, device=DEVICE, **layout)
 
     def __init__(self, held: Tensor) -> None:
         self.held = held
 
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Elsewhere({self.held!r})"
 
     @classmethod
@@ -57,7 +58,9 @@ class _Generator(_CPUGenerator):
     def __new__(cls, device: Any = "cpu") -> Any:
         return super().__new__(cls if torch.device(device).type == DEVICE.type else _CPUGenerator, "cpu")
 
-    device = property(lambda self: DEVICE)  # type: ignore[assignment]
+    @property
+    def device(self) -> torch.device:
+        return DEVICE
 
 
 class _Factories(TorchDispatchMode):

@@ -48,6 +48,16 @@ def test_documentation_says_what_goes_in_and_out(name: str) -> None:
     assert not undocumented, f"vaegap.{name} does not document {undocumented}"
 
 
+ANNEALED = {
+    "num_chains": 16,
+    "num_temperatures": 50,
+    "base": "posterior",
+    "schedule": "sigmoid",
+    "num_leapfrog": 6,
+    "force_dtype": None,
+    "seed": None,
+}
+
 # What other tools may write: positional order, names and defaults. A new argument may be added behind these.
 SIGNATURES: dict[str, dict[str, object]] = {
     "load_images": {"name": ..., "split": "train", "root": None, "num_images": None},
@@ -67,28 +77,8 @@ SIGNATURES: dict[str, dict[str, object]] = {
     "wrap": {"encode": ..., "decode": ..., "latent_dim": ..., "likelihood": "bernoulli", "prior": None},
     "elbo": {"vae": ..., "x": ..., "num_samples": 100, "posterior": None, "seed": None},
     "iwae": {"vae": ..., "x": ..., "num_samples": 5000, "posterior": None, "seed": None},
-    "ais": {
-        "vae": ...,
-        "x": ...,
-        "num_chains": 16,
-        "num_temperatures": 50,
-        "base": "posterior",
-        "schedule": "sigmoid",
-        "num_leapfrog": 6,
-        "force_dtype": None,
-        "seed": None,
-    },
-    "bdmc": {
-        "vae": ...,
-        "num_images": 100,
-        "num_chains": 16,
-        "num_temperatures": 50,
-        "base": "posterior",
-        "schedule": "sigmoid",
-        "num_leapfrog": 6,
-        "force_dtype": None,
-        "seed": None,
-    },
+    "ais": {"vae": ..., "x": ..., **ANNEALED},
+    "bdmc": {"vae": ..., "num_images": 100, **ANNEALED},
     "optimize_local": {
         "vae": ...,
         "x": ...,
