@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vaegap
 from vaegap import VAE, Bound, InputError, bounds, elbo, iwae, wrap
-from vaegap.bounds import log_mean_exp, pareto_khat
+from vaegap.bounds import join_bounds, log_mean_exp, pareto_khat
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.posteriors import Gaussian
 
@@ -324,3 +324,13 @@ def test_a_device_without_double_precision_is_named_with_its_cure(monkeypatch: p
     monkeypatch.setattr(LinearGaussianVAE, "device", property(lambda self: torch.device("mps")))
     with pytest.raises(InputError, match=r"no float64.*model.to\('cpu'\)"):
         vaegap.bdmc(vae, 3, seed=0)
+
+
+def test_joined_bounds_keep_order_and_flags() -> None:
+    one = Bound(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.2]), "lower", 5, flagged={1: "a"})
+    two = Bound(torch.tensor([3.0]), torch.tensor([0.3]), "lower", 5, ess=torch.tensor([4.0]))
+    three = Bound(torch.tensor([4.0, 5.0]), torch.tensor([0.4, 0.5]), "lower", 5, flagged={0: "b"})
+    joined = join_bounds([one, two, three])
+    assert joined.per_image.tolist() == [1, 2, 3, 4, 5] and joined.flagged == {1: "a", 3: "b"}
+    torch.testing.assert_close(joined.mcse_per_image, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert joined.ess is None and join_bounds([two, two]).ess is not None and join_bounds([two]).flagged is None

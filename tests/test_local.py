@@ -12,7 +12,6 @@ from oracles import FAMILY_NAMES, HOLD_GAUSSIANS, assert_bound, best_member
 from torch import Tensor
 
 from vaegap import VAE, Bound, InputError, LocalFit, climbing, elbo, load_images, local, optimize_local, wrap
-from vaegap.bounds import join_bounds
 from vaegap.energy import LogJoint
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.lab.training import Schedule, train
@@ -324,16 +323,6 @@ def test_flags_and_steps_belong_to_the_images_of_the_whole_batch(
     assert torch.isfinite(fit.bound.per_image).all(), "the start is kept"
     encoder = vae.encode(x).mean
     assert torch.equal(fit.posterior.mean[5], encoder[5]) and (fit.posterior.mean[:5] != encoder[:5]).any(1).all()
-
-
-def test_joined_bounds_keep_order_and_flags() -> None:
-    one = Bound(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.2]), "lower", 5, flagged={1: "a"})
-    two = Bound(torch.tensor([3.0]), torch.tensor([0.3]), "lower", 5, ess=torch.tensor([4.0]))
-    three = Bound(torch.tensor([4.0, 5.0]), torch.tensor([0.4, 0.5]), "lower", 5, flagged={0: "b"})
-    joined = join_bounds([one, two, three])
-    assert joined.per_image.tolist() == [1, 2, 3, 4, 5] and joined.flagged == {1: "a", 3: "b"}
-    torch.testing.assert_close(joined.mcse_per_image, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
-    assert joined.ess is None and join_bounds([two, two]).ess is not None and join_bounds([two]).flagged is None
 
 
 def test_a_start_is_not_kept_for_its_luck(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:
