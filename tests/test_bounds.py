@@ -157,6 +157,13 @@ def test_khat_grows_with_the_spread_of_the_weights(dtype: torch.dtype) -> None:
     assert pareto_khat(torch.full((100, 1), -torch.inf)).item() == math.inf, "no weight at all"
 
 
+@pytest.mark.parametrize("lead", [12.0, 100.0, 1e4])
+def test_khat_warns_of_one_sample_that_carries_the_sum(lead: float) -> None:
+    log_w = torch.randn(1000, 5, generator=torch.Generator().manual_seed(0))
+    log_w[0] = lead
+    assert (pareto_khat(log_w) > 0.7).all()
+
+
 def test_khat_warns_of_a_narrow_proposal(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:
     vae, x = oracle
     q, _, _ = best_member("gaussian", vae, x)

@@ -28,7 +28,7 @@ from vaegap.models import Model
 from vaegap.picturing import drawing_order, natural_shape, picture, picture_shape
 from vaegap.posteriors import FAMILIES, make_family
 from vaegap.readings import scale_readings
-from vaegap.settling import khats, settled
+from vaegap.settling import settled
 
 __all__ = ["Audit", "audit", "known_families"]
 
@@ -252,8 +252,8 @@ def _part(
     return Part(
         table,
         errors,
-        khats(weighted),
-        khats(plain),
+        _list(weighted.khat),
+        _list(plain.khat),
         plain.mean,
         _list(activity),
         {numbers[i]: v for i, v in result.evidence.missed.items()},

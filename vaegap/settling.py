@@ -14,7 +14,7 @@ import torch
 from vaegap.bounds import Bound
 from vaegap.decomposition import Gaps, complete_gaps
 
-__all__ = ["khats", "settled"]
+__all__ = ["settled"]
 
 _ENOUGH = 0.01  # nats: less changes no gap that anybody reads
 
@@ -54,17 +54,3 @@ def _difference(one: Bound, two: Bound) -> tuple[float, float]:
     claimed = (one.mcse_per_image.square() + two.mcse_per_image.square()).double().sum().sqrt() / len(excess)
     spread = excess.std() / math.sqrt(len(excess)) if len(excess) > 1 else torch.zeros(())
     return excess.mean().item(), max(3 * claimed.item(), 2 * spread.item())
-
-
-def khats(bound: Bound) -> list[float]:
-    """Pareto k̂ of an importance-weighted bound, image by image; infinite where a few samples carry the sum.
-
-    A tail of weights that all vanish beside the largest one has no shape, and a fit to it says anything.
-    """
-    if bound.khat is None:
-        return []
-    values = bound.khat.double().cpu()
-    if bound.ess is not None and bound.num_samples >= 100:
-        alone = (bound.ess.double().cpu() < 5) & (values <= 0.7)
-        values = torch.where(alone, torch.inf, values)
-    return [float(v) for v in values]
