@@ -3,12 +3,18 @@
     python kill_lab.py SCENARIO KILLS SEED
 
 A process of its own, because it forks: every attempt is a child that has all modules loaded already and so lives for
-some hundredths of a second, which makes hundreds of kills affordable. Prints a summary as JSON; a difference is an
-AssertionError.
+some hundredths of a second, which makes hundreds of kills affordable. It has no thread but its first one, and watches
+over that: of a process that forks while others of its threads run, the children may wait for ever for a lock that
+nobody holds. So CALM in test_faults.py keeps the libraries from starting threads, and runs are warmed up in a child.
+
+Prints a summary as JSON; a difference is an AssertionError.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import importlib
 import json
 import os
 import random
@@ -18,11 +24,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import toy_lab
 
 from vaegap.lab import experiments, grid, locks, runner, runs
@@ -30,6 +37,7 @@ from vaegap.lab.experiments import Context, Experiment
 from vaegap.lab.files import work_folder
 
 Work = Callable[[], Any]
+PATIENCE = 300.0  # seconds after which a child that nobody kills tells where it hangs
 REPORT = Path(tempfile.gettempdir()) / f"kill_lab_{os.getpid()}.txt"  # a child's traceback
 
 
@@ -39,10 +47,14 @@ def attempt(work: Work, lifetime: float | None = None, event: int | None = None,
     Returns:
         Whether it came to its end.
     """
+    threads = psutil.Process().num_threads()
+    assert threads == 1, f"about to fork a process of {threads} threads"
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
+            report = open(REPORT, "w")
+            faulthandler.dump_traceback_later(PATIENCE, exit=True, file=report)
             with open(os.devnull, "w") as null:
                 os.dup2(null.fileno(), 2)
                 os.dup2(null.fileno(), 1)
@@ -51,7 +63,8 @@ def attempt(work: Work, lifetime: float | None = None, event: int | None = None,
             work()
             code = 0
         except BaseException:
-            REPORT.write_text(traceback.format_exc())
+            traceback.print_exc(file=report)
+            report.flush()
         finally:
             os._exit(code)
     if lifetime is not None:
@@ -98,6 +111,11 @@ def outcome(run_id: str, results: Path) -> Any:
     return [table, record.info["artifacts"]]
 
 
+def outcomes(run_ids: Sequence[str], results: Path) -> list[Any]:
+    """What several runs ended with."""
+    return [outcome(name, results) for name in run_ids]
+
+
 def locked(run_id: str, results: Path) -> bool:
     """Whether the next attempt has to wait."""
     return locks.holder(work_folder(results, run_id) / "lock") is not None
@@ -132,33 +150,49 @@ def every_operation(results: Path) -> int:
     raise AssertionError("it never came to its end")
 
 
-def at_random(results: Path, experiment: Experiment, kills: int, generator: random.Random) -> int:
-    """Kill at random moments until there were enough of them; each run ends as an undisturbed one does."""
-    done = seed = 0
-    while done < kills:
-        seed += 1
-        params = {"seed": seed}
-        name = experiments.identify(experiment, params, "laptop")
+def kill_until_done(
+    results: Path, work: Work, run_ids: Sequence[str], generator: random.Random, between: Callable[[Path], None]
+) -> int:
+    """Kill at random moments, until one attempt comes to its end; it ends as an undisturbed one does.
 
-        def work(folder: Path, params: dict[str, Any] = params) -> None:
-            experiments.run(experiment, params, "laptop", folder)
+    Lives are parts of what an undisturbed run takes. That is measured again and again: where other programs slow the
+    machine down meanwhile, lives that were cut from a quick moment would get nowhere.
+    """
+    took = partial(seconds, work)
+    needed, tries = took(results / "whole"), 0
+    expected = outcomes(run_ids, results / "whole")
+    assert None not in expected
+    while not attempt(partial(work, results / "killed"), lifetime=generator.uniform(0, 0.6 * needed)):
+        tries += 1
+        assert tries < 100, "it does not get on"
+        between(results / "killed")
+        for found, wanted in zip(outcomes(run_ids, results / "killed"), expected, strict=True):
+            assert found in (None, wanted)
+        if tries % 10 == 0:
+            needed = took(results / f"again{tries}")
+    assert outcomes(run_ids, results / "killed") == expected, f"another result after {tries} kills"
+    return tries
 
-        def took(folder: Path) -> float:
-            started = time.monotonic()
-            assert attempt(partial(work, folder))
-            return time.monotonic() - started
 
-        needed, tries, folder = took(results / "whole"), 0, results / "killed"
-        expected = outcome(name, results / "whole")
-        while not attempt(partial(work, folder), lifetime=generator.uniform(0, 0.6 * needed)):
-            done, tries = done + 1, tries + 1
-            assert outcome(name, folder) in (None, expected)
-            assert not locked(name, folder), "the dead hold the lock"
-            assert tries < 100, "it does not get on"
-            if tries % 10 == 0:  # other programs may slow the machine by now: too short a life would get nowhere
-                needed = took(results / f"again{seed}-{tries}")
-        assert outcome(name, folder) == expected, f"seed {seed}: another result after {tries} kills"
-    return done
+def seconds(work: Work, folder: Path) -> float:
+    """What an undisturbed run takes."""
+    started = time.monotonic()
+    assert attempt(partial(work, folder))
+    return time.monotonic() - started
+
+
+def one_run(results: Path, experiment: Experiment, seed: int, generator: random.Random) -> int:
+    """Kill a run until it is done."""
+    params = {"seed": seed}
+    name = experiments.identify(experiment, params, "laptop")
+
+    def work(folder: Path) -> None:
+        experiments.run(experiment, params, "laptop", folder)
+
+    def between(folder: Path) -> None:
+        assert not locked(name, folder), "the dead hold the lock"
+
+    return kill_until_done(results, work, [name], generator, between)
 
 
 def training() -> Experiment:
@@ -210,7 +244,7 @@ def ais() -> Experiment:
     return Experiment("killed_ais", compute, {"seed": 0})
 
 
-def whole_grid(results: Path, kills: int, generator: random.Random) -> int:
+def whole_grid(results: Path, generator: random.Random) -> int:
     """Kill the runner of a grid, and now and then its jobs too; the same command goes on each time."""
     tests = Path(__file__).parent
     jobs = [
@@ -229,20 +263,13 @@ def whole_grid(results: Path, kills: int, generator: random.Random) -> int:
         ended = runner.run_jobs(jobs, folder, 2, command)
         assert {o.state for o in ended} <= {"done"}, ended
 
-    assert attempt(partial(work, results / "whole"))
-    expected = [outcome(job.run_ids[0], results / "whole") for job in jobs]
-    done = round_ = 0
-    while done < kills:
-        round_ += 1
-        folder = results / f"killed{round_}"
-        while not attempt(partial(work, folder), lifetime=generator.uniform(0.1, 2.0)):
-            done += 1
-            if generator.random() < 0.5:
-                kill_holders(folder)
-            for job, wanted in zip(jobs, expected, strict=True):
-                assert outcome(job.run_ids[0], folder) in (None, wanted)
-        assert [outcome(job.run_ids[0], folder) for job in jobs] == expected
-    return done
+    def between(folder: Path) -> None:
+        if generator.random() < 0.5:
+            kill_holders(folder)
+        while len(orphans(folder)) > 4:  # some may go on beside the next runner, but not ever more of them
+            time.sleep(0.05)
+
+    return kill_until_done(results, work, [job.run_ids[0] for job in jobs], generator, between)
 
 
 def kill_holders(folder: Path) -> None:
@@ -250,26 +277,53 @@ def kill_holders(folder: Path) -> None:
     for lock in folder.glob("_work/*/lock"):
         who = locks.holder(lock)
         if who is not None and who.pid:
-            os.kill(who.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(who.pid, signal.SIGKILL)
+
+
+def orphans(folder: Path) -> list[int]:
+    """The jobs that still run for this folder."""
+    processes = psutil.process_iter(["cmdline", "status"])
+    return [
+        p.pid
+        for p in processes
+        if str(folder) in (p.info["cmdline"] or ()) and p.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+def warm(results: Path, experiment: Experiment) -> None:
+    """Import here, where it starts no threads, whatever a run imports on its way; its children then need not."""
+    loaded = REPORT.with_suffix(".modules")
+
+    def work() -> None:
+        before = set(sys.modules)
+        record = experiments.run(experiment, profile="laptop", results=results)
+        assert len(record.rows)
+        loaded.write_text("\n".join(set(sys.modules) - before))
+
+    assert attempt(work)
+    for name in sorted(loaded.read_text().split("\n")):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    loaded.unlink()
 
 
 def main(scenario: str, kills: int, seed: int) -> None:
-    """Run one scenario."""
-    generator = random.Random(seed)
+    """Run one scenario, again and again until there were enough kills."""
+    generator, done, rounds = random.Random(seed), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        results = Path(scratch)
-        experiments.run(toy_lab.TOY, results=results / "warm")  # loads what all children will need
-        if scenario == "operations":
-            done = every_operation(results)
-        elif scenario == "grid":
-            done = whole_grid(results, kills, generator)
-        else:
-            import torch
-
-            torch.set_num_threads(1)
-            experiment = training() if scenario == "training" else ais()
-            experiments.run(experiment, profile="laptop", results=results / "warm")
-            done = at_random(results, experiment, kills, generator)
+        warm(Path(scratch) / "toy", toy_lab.TOY)
+        experiment = {"training": training, "ais": ais}.get(scenario, lambda: toy_lab.TOY)()
+        warm(Path(scratch) / "warm", experiment)
+        while done < kills:
+            rounds += 1
+            results = Path(scratch) / f"round{rounds}"
+            if scenario == "operations":
+                done += every_operation(results)
+            elif scenario == "grid":
+                done += whole_grid(results, generator)
+            else:
+                done += one_run(results, experiment, rounds, generator)
     REPORT.unlink(missing_ok=True)
     print(json.dumps({"scenario": scenario, "kills": done}))
 

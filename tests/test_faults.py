@@ -25,6 +25,8 @@ TESTS = Path(__file__).parent
 FEW = {"operations": 1, "training": 20, "ais": 15, "grid": 15}  # 50 at random moments, and one before each operation
 MANY = {"training": 80, "ais": 60, "grid": 60}
 
+CALM = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
 
 def kill(scenario: str, kills: int, seed: int = 0) -> dict[str, Any]:
     if not hasattr(os, "fork"):
@@ -33,7 +35,7 @@ def kill(scenario: str, kills: int, seed: int = 0) -> dict[str, Any]:
         [sys.executable, str(TESTS / "kill_lab.py"), scenario, str(kills), str(seed)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | CALM,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -127,14 +127,16 @@ def read(folder: str | os.PathLike[str]) -> Record:
         raise RecordError("reading records needs pyarrow: pip install 'vaegap[lab]'") from None
     path = folder / "record.parquet"
     try:
-        table = parquet.read_table(path, use_threads=False, page_checksum_verification=True)
+        # without threads: starting them takes longer than such a small file, and Arrow may hang when they end
+        with parquet.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+            table = file.read(use_threads=False)
         inside = (table.schema.metadata or {}).get(b"vaegap")
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read ({str(error).splitlines()[0]}). {cure(folder)}") from None
     if inside is None:
         raise RecordError(f"{path}: is not a record that vaegap wrote. {cure(folder)}")
     info = describe(path, inside)
-    rows = check(table.to_pandas(), info, folder)
+    rows = check(table.to_pandas(use_threads=False), info, folder)
     beside = description_beside(folder / "run.json")
     if beside.get("table_token") == info.get("table_token"):
         mark = beside.get("verified")
@@ -203,7 +205,7 @@ def _to_parquet(table: pd.DataFrame, info: Mapping[str, Any]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = pa.Table.from_pandas(table, preserve_index=False, nthreads=1)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"vaegap": json.dumps(info).encode()})
     sink = pa.BufferOutputStream()
     parquet.write_table(arrow, sink, compression="zstd", write_page_checksum=True)
