@@ -86,6 +86,15 @@ def test_numbered_figures_are_referred_to():
     assert len(named) > 8 and named == set(re.findall(r"\{numref\}`(fig-[\w-]+)`", pages))
 
 
+def test_numbered_equations_are_referred_to():
+    pages = "".join(
+        page.read_text() for folder in ("book", "notebooks") for page in (ROOT / folder).rglob("*.[mi][dp]*")
+    )
+    labels = re.findall(r"(?:^:label: |\$\$ \()(eq-[\w-]+)", pages, flags=re.M)
+    assert len(labels) > 40 and len(labels) == len(set(labels))
+    assert set(labels) == set(re.findall(r"\{eq\}`(eq-[\w-]+)`", pages))
+
+
 def test_the_workflow_publishes_what_ci_built():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text())
     steps = jobs["jobs"]["test"]["steps"]
