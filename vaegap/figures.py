@@ -50,13 +50,14 @@ def _axes(ax: Axes | None, **size: Any) -> Axes:
     return plt.subplots(layout="constrained", **size)[1]
 
 
-def gap_ladder(summary: pd.DataFrame, family: str = "gaussian", ax: Axes | None = None) -> Axes:
+def gap_ladder(summary: pd.DataFrame, family: str = "gaussian", ax: Axes | None = None, *, decimals: int = 2) -> Axes:
     """log p̂, L[q*] of every family and L[q] as levels, with the two gaps of one family as bars between them.
 
     Args:
         summary: as `Gaps.summary`.
         family: whose gaps are drawn.
         ax: where; None for a new figure.
+        decimals: of the levels; fewer where the summary is rounded.
     """
     ax = _axes(ax, figsize=(5.2, 3.2))
     levels = [name for name in LABELS if name in summary.index]
@@ -76,8 +77,9 @@ def gap_ladder(summary: pd.DataFrame, family: str = "gaussian", ax: Axes | None 
     ax.tick_params(axis="x", length=0)
     texts = [
         ax.annotate(
-            f"{LABELS[name]} = {value:.2f}", (1.0, value), xycoords=("axes fraction", "data"), xytext=(1.06, value),
-            textcoords=("axes fraction", "data"), va="center", fontsize=9, annotation_clip=False,
+            f"{LABELS[name]} = {value:.{decimals}f}", (1.0, value),
+            xycoords=("axes fraction", "data"), xytext=(1.06, value), textcoords=("axes fraction", "data"), va="center",
+            fontsize=9, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
         )
         for name, value in zip(levels, values, strict=True)

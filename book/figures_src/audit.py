@@ -82,7 +82,8 @@ def draw(text: str) -> Figure:
     fig, axes = plt.subplots(2, 1, figsize=(6.4, 7.2), layout="constrained")
     for ax, name, columns in zip(axes, ("training", "held-out"), (slice(0, 3), slice(3, 6)), strict=True):
         values = {row: numbers[columns] for row, numbers in rows.items()}
-        figures.gap_ladder(pd.DataFrame(values, index=["mean", "ci_low", "ci_high"]).T, "gaussian", ax=ax)
+        summary = pd.DataFrame(values, index=["mean", "ci_low", "ci_high"]).T
+        figures.gap_ladder(summary, "gaussian", ax=ax, decimals=1)  # as printed
         ax.set_title(name)
     return fig
 
