@@ -266,7 +266,9 @@ def whole_grid(results: Path, generator: random.Random) -> int:
     def between(folder: Path) -> None:
         if generator.random() < 0.5:
             kill_holders(folder)
-        while len(orphans(folder)) > 4:  # some may go on beside the next runner, but not ever more of them
+        deadline = time.monotonic() + PATIENCE
+        while len(left := orphans(folder)) > 4:  # some may go on beside the next runner, but not ever more of them
+            assert time.monotonic() < deadline, f"jobs that a dead runner left do not end: {left}"
             time.sleep(0.05)
 
     return kill_until_done(results, work, [job.run_ids[0] for job in jobs], generator, between)
