@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -72,6 +73,14 @@ def test_the_published_ledger_changes_when_a_record_does(tmp_path: Path) -> None
     assert c2() == "reproduced"
     _replace(made, tmp_path, 0.2, 3.0)
     assert c2() == "not reproduced"
+
+
+def test_some_claims_are_judged_as_among_all(tmp_path: Path) -> None:
+    record(tmp_path, 1.0, 1.0, dataset="mnist")
+    whole = ledger(results=tmp_path)
+    part = ledger(results=tmp_path, only=["C7", "C2"])
+    pd.testing.assert_frame_equal(part, whole[whole["claim"].isin(["C2", "C7"])].reset_index(drop=True))
+    assert set(part["claim"]) == {"C2", "C7"}
 
 
 def _replace(made: Record, folder: Path, approximation: float, amortization: float) -> None:

@@ -8,7 +8,7 @@ types a verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,10 @@ def _check(raw: Mapping[str, Any]) -> Check:
 
 
 def ledger(
-    profile: str | None = None, results: str | Path | None = None, claims: str | Path | None = None
+    profile: str | None = None,
+    results: str | Path | None = None,
+    claims: str | Path | None = None,
+    only: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """One row a check: claim, section, check, criterion, published, value, intervals, verdict, runs.
 
@@ -126,13 +129,14 @@ def ledger(
         profile: whose records count; None for the published ones ("laptop").
         results: folder of the records.
         claims: the claims file.
+        only: ids of the claims to judge; all where they are not given.
     """
     import pandas as pd
 
     records = [r for r in runs.list_records(results) if r.info["profile"] == (profile or "laptop")]
     rows = []
     for claim in read_claims(claims):
-        for check in claim["checks"]:
+        for check in claim["checks"] if only is None or claim["id"] in only else ():
             v = judge(check, records)
             rows.append(
                 {

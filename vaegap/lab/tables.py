@@ -263,8 +263,7 @@ def verdicts(*ids: str, profile: str) -> pd.DataFrame:
     """The rows of the claims ledger that belong to some claims, computed from the records of a profile."""
     from vaegap.lab import claims
 
-    table = claims.ledger(profile)
-    return table[table["claim"].isin(ids)]
+    return claims.ledger(profile, only=ids)
 
 
 def ledger(table: pd.DataFrame) -> pd.DataFrame:
