@@ -244,19 +244,20 @@ def certificates(record: Record) -> pd.DataFrame:
     rows = record.select(split="simulated")
     wide = rows.pivot(index="model", columns="metric", values="value").sort_values("bdmc_width")
     errors = rows[rows["metric"] == "bdmc_width"].set_index("model")["mcse"]
-    widths = wide.pop("bdmc_width")
-    wide = wide.round(3)
-    wide.insert(0, "width (nats)", [plus_minus(widths[model], errors[model]) for model in wide.index])
-    return wide.rename_axis(index=None, columns=None)
+    shown = wide[["lower", "upper"]].round(3)
+    shown.insert(0, "width (nats)", [plus_minus(wide.loc[m, "bdmc_width"], errors[m]) for m in wide.index])
+    shown["seconds"] = [f"{seconds:.0f}" for seconds in wide["seconds"]]
+    return shown.rename_axis(index=None, columns=None)
 
 
 def estimates(record: Record) -> pd.DataFrame:
     """log p̂ on real images by each estimator, of a "certificates" record: nats ± error, share of k̂ > 0.7."""
     values = record.select(split="train", metric="log_p").set_index("model").sort_values("value")
     heavy = record.select(metric="khat_above_0.7").set_index("model")["value"].rename("share with k̂ > 0.7")
-    shown = values[["num_samples"]].copy()
+    shown = values[["num_samples"]].rename(columns={"num_samples": "samples"}).astype(object)
     shown.insert(0, "log p̂ (nats)", [plus_minus(v, e) for v, e in values[["value", "mcse"]].to_numpy()])
-    return shown.join(heavy.round(3)).rename_axis(index=None)
+    shown = shown.join(heavy.round(3).astype(object))
+    return shown.where(shown.notna(), "–").rename_axis(index=None)  # annealing has neither samples nor k̂
 
 
 def verdicts(*ids: str, profile: str) -> pd.DataFrame:
