@@ -156,7 +156,7 @@ describe("the posterior explorer", () => {
 
   it("tells screen readers what happened", async () => {
     await pick(0);
-    assert.match(await page.textContent("#xp-status"), /^A 0\. Approximation gap/);
+    assert.match(await page.textContent("#xp-status"), /^A 0\. Inference gap/);
     assert.equal(await page.getAttribute("#xp-digits button:nth-child(1)", "aria-pressed"), "true");
   });
 

@@ -341,11 +341,13 @@
       var share = core.share(joint, state.posterior, state.star);
       if (share < 0.5) warning = "q* sits on the smaller hill: only " + Math.round(100 * share) + " % of the posterior is near it. Drag it onto another hill and optimise again.";
     }
+    if (!warning && !state.top) warning = "q* is not at its top yet: until it is, the first bar is more than the approximation gap.";
     if ($("warning").textContent !== warning) $("warning").textContent = warning;
   }
 
   function sentence() {
     var v = levels(), short = function (x) { return x.toFixed(2).replace("-", "minus "); };
+    if (!state.top) return "Inference gap " + short(v.inference) + " nats; it is divided when q* has reached its top.";
     return "Approximation gap " + short(v.approximation) + " nats, amortization gap " + short(v.amortization) + " nats, inference gap " + short(v.inference) + " nats.";
   }
 
