@@ -48,7 +48,7 @@ def attempt(work: Work, lifetime: float | None = None, event: int | None = None,
         Whether it came to its end.
     """
     threads = psutil.Process().num_threads()
-    assert threads == 1, f"about to fork a process of {threads} threads"
+    assert threads == 1, f"about to fork a process of {threads} threads: set what CALM in test_faults.py sets"
     pid = os.fork()
     if pid == 0:
         code = 1

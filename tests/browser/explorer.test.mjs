@@ -157,6 +157,10 @@ describe("the posterior explorer", () => {
   it("tells screen readers what happened", async () => {
     await pick(0);
     assert.match(await page.textContent("#xp-status"), /^A 0\. Inference gap/);
+    assert.match(await page.textContent("#xp-warning"), /not at its top/);
+    await page.click("#xp-optimise");
+    await page.waitForFunction(() => /arrived.*Approximation gap/.test(document.querySelector("#xp-status").textContent));
+    assert.equal(await page.textContent("#xp-warning"), "");
     assert.equal(await page.getAttribute("#xp-digits button:nth-child(1)", "aria-pressed"), "true");
   });
 
