@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -160,14 +161,10 @@ def bench_ais(vae: VAE, x: Tensor) -> Iterator[Row]:
 
 
 def bench_train(x: Tensor, batch: int = 100) -> Iterator[Row]:
-    """One epoch at batch 100 against the bare matrix products and against a DataLoader loop."""
+    """One epoch at batch 100 against the bare matrix products and a DataLoader loop: on one thread, and on all.
 
-    def epoch() -> float:
-        """Seconds of one epoch, the model's making and the first epoch's warm-up left out."""
-        history = train(VAE(seed=0), x, Schedule(4, batch), progress=False).history
-        return min(b["seconds"] - a["seconds"] for a, b in zip(history, history[1:], strict=False))
-
-    ours = min(epoch() for _ in range(3))
+    The grid trains on one thread, as many models side by side as there are cores.
+    """
     shapes = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]
     tensors = [(torch.randn(batch, i), torch.randn(i, o), torch.randn(batch, o)) for i, o in shapes]
 
@@ -179,16 +176,25 @@ def bench_train(x: Tensor, batch: int = 100) -> Iterator[Row]:
                 if k:
                     g @ w.t()
 
-    limit = best_of(products)
-    other = VAE(seed=0)
-    plain = best_of(lambda: straightforward.train_epoch(other, x, batch))
-    yield Row(
-        f"training, one epoch of {len(x)} at batch {batch}",
-        ours,
-        f"{ours / limit:.2f}x the bare matrix products ({limit:.2f} s)",
-        f"{plain:.2f} s (DataLoader, torch's softplus and ELU gradients)",
-        f"{plain / ours:.1f}x",
-    )
+    def epoch() -> float:
+        """Seconds of one epoch, the model's making and the first epoch's warm-up left out."""
+        history = train(VAE(seed=0), x, Schedule(8, batch), progress=False).history
+        return min(b["seconds"] - a["seconds"] for a, b in zip(history, history[1:], strict=False))
+
+    threads = torch.get_num_threads()
+    for num in sorted({1, threads}):
+        torch.set_num_threads(num)
+        limit, ours = best_of(products, 8), min(epoch() for _ in range(3))
+        other = VAE(seed=0)
+        plain = best_of(partial(straightforward.train_epoch, other, x, batch))
+        yield Row(
+            f"training, one epoch of {len(x)} at batch {batch}, {num} thread{'s' * (num > 1)}",
+            ours,
+            f"{ours / limit:.2f}x the bare matrix products ({limit:.2f} s)",
+            f"{plain:.2f} s (DataLoader, torch's softplus and ELU gradients)",
+            f"{plain / ours:.1f}x",
+        )
+    torch.set_num_threads(threads)
 
 
 def rows(vae: VAE, x: Tensor, only: list[str]) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, Multivaria
 
 import vaegap
 from vaegap import VAE, InputError, wrap
+from vaegap.fast import ELU, MLP
 from vaegap.models import Model
 
 CONFIGS: list[dict[str, Any]] = [
@@ -230,3 +231,22 @@ def test_a_convolutional_decoder_keeps_the_levels_of_a_pixel_together() -> None:
     value = vae.log_likelihood(x.flatten(1).float(), z)
     assert torch.allclose(value, expected.expand(2, -1), rtol=1e-5)
     assert torch.allclose(vae.decode(z).log_prob(x.flatten(1)), value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ends_in_elu", [False, True])
+@pytest.mark.parametrize("frozen", ["nothing", "weights", "input", "first layer"])
+def test_mlp_has_the_sequences_values_and_gradients(ends_in_elu: bool, frozen: str) -> None:
+    layers = [nn.Linear(3, 5), ELU(), nn.Linear(5, 4), ELU(), nn.Linear(4, 2)] + [ELU()] * ends_in_elu
+    net, plain = MLP(*layers).double(), nn.Sequential(*layers)
+    net.requires_grad_(frozen != "weights")
+    if frozen == "first layer":
+        net[0].requires_grad_(False)
+    x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=frozen != "input")
+    wanted = [t for t in (x, *net.parameters()) if t.requires_grad]
+    ours, theirs = net(x), plain(x)
+    assert torch.equal(ours, theirs)
+    upstream = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, wanted, upstream), torch.autograd.grad(theirs, wanted, upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -14,7 +14,7 @@ from oracles import FAMILY_NAMES
 from torch import Tensor
 
 from vaegap import VAE, InputError, elbo
-from vaegap.lab.training import PAPER_EPOCHS, Schedule, annealing_weight, learning_rate, train
+from vaegap.lab.training import PAPER_EPOCHS, Schedule, _clip, annealing_weight, learning_rate, train
 
 
 def toy(family: str = "gaussian", seed: int = 0) -> VAE:
@@ -204,6 +204,23 @@ def test_divergence_names_the_epoch_and_keeps_the_good_checkpoint(tmp_path: Path
         from vaegap.lab import checkpoints
 
         assert all(torch.isfinite(v).all() for k, v in checkpoints.load(path)[0].items() if k.startswith("model"))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4, float("inf"), float("nan")])
+def test_clipping_is_torchs_bit_by_bit(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,))]
+    for p in ours:
+        p.grad = torch.randn(p.shape, generator=generator) * size
+    theirs = [torch.nn.Parameter(torch.zeros_like(p)) for p in ours]
+    for a, b in zip(theirs, ours, strict=True):
+        assert b.grad is not None
+        a.grad = b.grad.clone()
+    torch.nn.utils.clip_grad_norm_(theirs, 2.5)
+    _clip([p.grad for p in ours if p.grad is not None], 2.5)
+    for a, b in zip(theirs, ours, strict=True):
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, equal_nan=True)
 
 
 def test_encoder_only_leaves_the_decoder_alone() -> None:

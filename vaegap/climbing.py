@@ -19,9 +19,7 @@ from vaegap.posteriors import Family, Posterior
 from vaegap.posteriors.lifting import lift, same_form
 from vaegap.progress import bar
 
-__all__ = ["JUDGES", "LocalFit", "Recipe", "climb", "pick_rows", "put_rows"]
-
-JUDGES = 200  # samples an image on which an end is compared with its start; the end is reported on `num_eval` others
+__all__ = ["LocalFit", "Recipe", "climb", "pick_rows", "put_rows"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,10 @@ class Recipe:
         start: the poorer family it starts from; "" for the encoder.
         rounds: most rounds; an image leaves after a round that gained less than `tolerance`.
         tolerance: nats.
+        judges: samples an image on which an end is compared with its start; the end is reported on others.
 
     Raises:
-        InputError: a count below 1, or samples that do not make pairs.
+        InputError: a count below 1, fewer than 2 judges, or samples that do not make pairs.
     """
 
     steps: int
@@ -50,10 +49,14 @@ class Recipe:
     start: str = ""
     rounds: int = 3
     tolerance: float = 0.02
+    judges: int = 200
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.samples, self.chunk, self.rounds) < 1 or self.samples % 2:
-            raise InputError(f"a recipe needs steps, chunk and rounds of at least 1, and samples in pairs; got {self}")
+        if min(self.steps, self.samples, self.chunk, self.rounds, self.judges - 1) < 1 or self.samples % 2:
+            raise InputError(
+                "a recipe needs steps, chunk and rounds of at least 1, 2 judges or more, and samples in pairs; "
+                f"got {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class LocalFit:
     Args:
         bound: L[q*] per image, on samples that neither the optimiser nor the choice of start or end saw.
         posterior: q*.
-        start: L of the start, per image, on the 200 samples on which it was compared with the end.
+        start: L of the start, per image, on the samples on which it was compared with the end.
         steps: optimisation steps that each image took (N,).
 
     Example:
@@ -163,7 +166,7 @@ def _climb_chunk(
     generator = make_generator(vae, seed)
     joint = LogJoint(vae, x, force_dtype)
     best = start.detach()
-    level = first = elbo(vae, x, JUDGES, best, seed=seed)
+    level = first = elbo(vae, x, plan.judges, best, seed=seed)
     steps = torch.zeros(len(x), dtype=torch.long)
     active = torch.arange(len(x), device=x.device)
     lost: list[int] = []
@@ -175,7 +178,9 @@ def _climb_chunk(
             *_, end = ascend(joint.subset(active), begin, num, plan.samples, lr, plan.beta2, generator, frozen)
         steps[active.cpu()] += num
         end = end.detach()
-        new = elbo_unchecked(vae, x[active], JUDGES, end, seed=seed)  # the same noise as before: a paired comparison
+        new = elbo_unchecked(
+            vae, x[active], plan.judges, end, seed=seed
+        )  # the same noise as before: a paired comparison
         finite = torch.isfinite(new.per_image)
         lost += active[~finite].tolist()
         gain = (new.per_image - level.per_image[active]).where(finite, -torch.inf)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vaegap.ascent import ascend
 from vaegap.bounds import elbo, encode, evaluating, make_generator
-from vaegap.climbing import JUDGES, LocalFit, Recipe, climb, pick_rows, put_rows
+from vaegap.climbing import LocalFit, Recipe, climb, pick_rows, put_rows
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
 from vaegap.models import Model
@@ -30,7 +30,7 @@ __all__ = ["RECIPES", "LocalFit", "Recipe", "lift", "optimize_local"]
 _NEAR = 3.0  # nats: images where the encoder is further below q* than this do not start from it as well
 
 RECIPES: dict[str, Recipe] = {
-    "gaussian": Recipe(180, 4, 0.03, 0.99, rounds=2),
+    "gaussian": Recipe(180, 4, 0.03, 0.99, rounds=2, judges=100),
     "full_gaussian": Recipe(270, 8, 0.015, start="gaussian", rounds=1),
     "flow": Recipe(400, 8, 2e-3, chunk=64, start="gaussian", rounds=2),
     "spline": Recipe(300, 8, 2e-3, chunk=32, start="gaussian", rounds=2),
@@ -125,14 +125,14 @@ def _or_encoder(
     first start won on every image by 0.8 nat or more, also against an ascent of all weights (`_NEAR` leaves room).
     """
     seed = options["seed"]
-    first = elbo(vae, x, JUDGES, fit.posterior, seed=seed + 11).per_image
-    begin = elbo(vae, x, JUDGES, encoder, seed=seed + 12).per_image
+    first = elbo(vae, x, plan.judges, fit.posterior, seed=seed + 11).per_image
+    begin = elbo(vae, x, plan.judges, encoder, seed=seed + 12).per_image
     near = (begin > first - _NEAR).nonzero().flatten()
     if len(near) == 0:
         return fit
     own = replace(plan, steps=200, samples=8, lr=2e-3)
     other = climb(vae, x[near], pick_rows(encoder, near, options["shared"]), encoder.family, own, num_eval, **options)
-    second = elbo(vae, x[near], JUDGES, other.posterior, seed=seed + 13).per_image
+    second = elbo(vae, x[near], plan.judges, other.posterior, seed=seed + 13).per_image
     won = (second > first[near]).nonzero().flatten()
     if len(won) == 0:
         return fit

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaegap.errors import InputError
-from vaegap.fast import ELU
+from vaegap.fast import ELU, MLP
 from vaegap.likelihoods import Categorical, Likelihood, make_likelihood
 from vaegap.posteriors import Posterior, make_family
 from vaegap.posteriors.base import normal_log_prob
@@ -216,12 +216,16 @@ def _mlp_features(data_dim: int, hidden: Sequence[int], activation: str) -> tupl
     for width in hidden:
         layers += [nn.Linear(data_dim, width), ACTIVATIONS[activation]()]
         data_dim = width
-    return nn.Sequential(*layers), data_dim
+    return _sequence(layers, activation), data_dim
+
+
+def _sequence(layers: Sequence[nn.Module], activation: str) -> nn.Sequential:
+    return MLP(*layers) if activation == "elu" and layers else nn.Sequential(*layers)
 
 
 def _mlp_decoder(latent_dim: int, hidden: Sequence[int], outputs: int, activation: str) -> nn.Module:
     features, width = _mlp_features(latent_dim, hidden, activation)
-    return nn.Sequential(*features, nn.Linear(width, outputs))
+    return _sequence([*features, nn.Linear(width, outputs)], activation)
 
 
 def _conv_features(shape: Sequence[int], channels: Sequence[int]) -> tuple[nn.Module, int]:
