@@ -227,16 +227,25 @@ def _word(hidden: list[int]) -> str:
     return "-".join(map(str, hidden)) or "linear"
 
 
+def kept_model(ctx: Context, p: Mapping[str, Any]) -> VAE:
+    """The model of a record, from the weights that its training left.
+
+    Raises:
+        InputError: they are not here.
+    """
+    weights = model_folder(ctx.results, ctx.profile) / f"{spec_of(p, ctx.profile).id}.safetensors"
+    if not weights.exists() and not p.get("frozen"):
+        raise InputError(f"{weights} is not here, and to train it anew takes minutes: vaegap run --refresh does")
+    return model_of(p, ctx.profile, ctx.results)[0]
+
+
 def verify_gaps(ctx: Context, record: Record) -> Rows:
     """The bounds of the first images, with other random numbers, from the kept weights."""
     p = record.params
     if p["keep_weights"]:
         vae = checkpoints.load_model(record.artifact("model.safetensors"))
     else:
-        weights = model_folder(ctx.results, ctx.profile) / f"{spec_of(p, ctx.profile).id}.safetensors"
-        if not weights.exists() and not p["frozen"]:
-            raise InputError(f"{weights} is not here, and to train it anew takes minutes: vaegap run --refresh does")
-        vae, _ = model_of(p, ctx.profile, ctx.results)
+        vae = kept_model(ctx, p)
     labels = {"split": "train", "model": p["family"], **_widths(p)}
     return _again(vae, p, min(20, p["num_train"]), **labels)
 
@@ -244,10 +253,7 @@ def verify_gaps(ctx: Context, record: Record) -> Rows:
 def verify_generalization(ctx: Context, record: Record) -> Rows:
     """The same for the last epoch of a training, on both sets of images."""
     p, spec = record.params, spec_of(record.params, ctx.profile)
-    weights = model_folder(ctx.results, ctx.profile) / f"{spec.id}.safetensors"
-    if not weights.exists():
-        raise InputError(f"{weights} is not here, and to train it anew takes minutes: vaegap run --refresh does")
-    vae, _ = trained(spec, weights.parent)
+    vae = kept_model(ctx, p)
     labels = {"model": f"{p['family']} epoch {spec.schedule.epochs}", **_widths(p)}
     return [
         row
