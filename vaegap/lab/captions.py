@@ -126,7 +126,8 @@ def with_caption(output: Any, source: Any) -> None:
         import pandas as pd
 
         with pd.option_context("display.max_colwidth", None):  # else long cells end in "..."
-            display(Caption(output) if isinstance(output, str) else output)  # type: ignore[no-untyped-call, unused-ignore]
+            plain = isinstance(output, str) and not hasattr(output, "_repr_markdown_")
+            display(Caption(output) if plain else output)  # type: ignore[no-untyped-call, unused-ignore]
     display(source if isinstance(source, Caption) else caption(source))  # type: ignore[no-untyped-call, unused-ignore]
 
 
