@@ -54,8 +54,8 @@ def draw() -> Figure:
         plane.locator_params(nbins=3, steps=[1, 2, 5, 10])
         approximation = ref["log_p"][i] - ref["best"][i]
         amortization = ref["best"][i] - ref["elbo"][i]
-        bar.barh(0, approximation, color=APPROX, hatch="///", edgecolor="white", lw=0)
-        bar.barh(0, amortization, left=approximation, color=AMORT, hatch="..", edgecolor="white", lw=0)
+        bar.barh(0, approximation, color=APPROX, lw=0)
+        bar.barh(0, amortization, left=approximation, color=AMORT, hatch="///", edgecolor="white", lw=0)
         bar.set(xlim=(0, 1.05 * widest), yticks=[], xlabel="nats")
         bar.spines["left"].set_visible(False)
     axes[1, 0].set_ylabel("$z_2$")

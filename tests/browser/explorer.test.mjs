@@ -164,6 +164,41 @@ describe("the posterior explorer", () => {
     assert.equal(await page.getAttribute("#xp-digits button:nth-child(1)", "aria-pressed"), "true");
   });
 
+  it("never says what is no longer so, however the picture was changed", async () => {
+    const status = () => page.textContent("#xp-status");
+    const spoken = (start) => page.waitForFunction((w) => document.querySelector("#xp-status").textContent.startsWith(w), start);
+    const agrees = async () => {
+      const { logp, elbo } = await check(), said = parseFloat(/Inference gap ([\d.]+)/.exec(await status())[1]);
+      assert.ok(Math.abs(said - (logp - elbo)) < 0.006, `${await status()}; but the gap is ${logp - elbo}`);
+    };
+    if ((await page.getAttribute("#xp-erase", "aria-pressed")) === "true") await page.click("#xp-erase");
+    await pick(4);
+    await agrees();
+    await page.click("#xp-blank");
+    await agrees();
+    const box = await page.locator("#xp-pad").boundingBox();
+    await page.focus("#xp-pad");
+    await page.keyboard.press("Space");
+    assert.equal(await status(), "");
+    await page.mouse.click(box.x + 20, box.y + 30);
+    await page.keyboard.press("Shift+ArrowLeft");
+    assert.equal(await status(), "");
+    await spoken("Image changed.");
+    await agrees();
+    await page.focus("#xp-mean0");
+    await page.keyboard.press("ArrowRight");
+    assert.equal(await status(), "");
+    await spoken("q* was moved.");
+    await agrees();
+    await page.keyboard.press("ArrowLeft");
+    await pick(6); // what was about to be said of the other digit is not said
+    await page.waitForTimeout(700);
+    assert.match(await status(), /^A 3\. Inference gap/);
+    await page.click("#xp-optimise");
+    await arrive();
+    assert.match(await status(), /arrived/);
+  });
+
   it("touch: draws on a phone, where the page has no worker", async () => {
     const phone = await browser.newContext({ viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true, deviceScaleFactor: 2 });
     await phone.addInitScript(() => { delete window.Worker; });

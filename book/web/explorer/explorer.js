@@ -88,9 +88,14 @@
   }
 
   function optimise() {
-    if (state.running) { state.running = false; return labels(); }
+    if (state.running) {
+      state.running = false;
+      labels();
+      return say("Paused after " + state.steps + " steps. " + sentence());
+    }
     state.running = true;
     labels();
+    say("q* is climbing.");
     var calm = window.matchMedia && matchMedia("(prefers-reduced-motion: reduce)").matches;
     (function next() {
       if (!state.running) return;
@@ -351,7 +356,20 @@
     return "Approximation gap " + short(v.approximation) + " nats, amortization gap " + short(v.amortization) + " nats, inference gap " + short(v.inference) + " nats.";
   }
 
-  function say(text) { $("status").textContent = text; }
+  /* The status line: never about something that has changed since. `sayLater` waits until the hand rests. */
+  var saying = 0;
+
+  function say(text) {
+    clearTimeout(saying);
+    $("status").textContent = text;
+  }
+
+  function sayLater(what) {
+    say("");
+    saying = setTimeout(function () {
+      if (pen.waiting || state.running) sayLater(what); else say(what + " " + sentence());
+    }, 500);
+  }
 
   function labels() {
     $("optimise").textContent = state.running ? "Pause" : "Optimise q*";
@@ -410,11 +428,10 @@
   function drawn() {
     if (state.digit >= 0) Array.prototype.forEach.call($("digits").children, function (b) { b.setAttribute("aria-pressed", "false"); });
     state.digit = -1;
+    sayLater("Image changed.");
     if (pen.waiting) return;
     pen.waiting = true;
     requestAnimationFrame(function () { pen.waiting = false; look(); labels(); });
-    clearTimeout(pen.quiet);
-    pen.quiet = setTimeout(function () { say("Image changed. " + sentence()); }, 700);
   }
 
   function padAt(event) {
@@ -471,6 +488,7 @@
     draw();
     labels();
     publish(performance.now() - start);
+    sayLater("q* was moved.");
   }
 
   function connectMap() {
