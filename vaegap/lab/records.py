@@ -54,6 +54,11 @@ class Record:
         return dict(self.info["params"])
 
     @cached_property
+    def readings(self) -> dict[Any, Any]:
+        """What tables have computed from the rows, which never change: a bootstrap is drawn once a record."""
+        return {}
+
+    @cached_property
     def changed(self) -> list[str]:
         """The modules whose code has changed since; empty where the record is fresh or has been verified."""
         verified = self.info.get("verified") or {}

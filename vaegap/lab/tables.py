@@ -61,6 +61,14 @@ ROWS = {
 
 def headline(record: Record, split: str = "train", **labels: Any) -> pd.DataFrame:
     """`decomposition.summarize` of a record, with the gaps of the encoder's own family under their plain names."""
+    key = ("headline", split, tuple(sorted(labels.items())))
+    if key not in record.readings:
+        record.readings[key] = _headline(record, split, **labels)
+    summary: pd.DataFrame = record.readings[key].copy()
+    return summary
+
+
+def _headline(record: Record, split: str, **labels: Any) -> pd.DataFrame:
     from vaegap import decomposition
     from vaegap.lab.protocols import gap_tables
 
