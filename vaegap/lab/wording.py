@@ -1,4 +1,8 @@
-"""What records say, in sentences: every number and every "larger" is read from them, none is typed."""
+"""What records say, in sentences: every number and every "more" is read from them, none is typed.
+
+Numbers are rounded to the first digit of their 95 % intervals, which stand in the tables; a difference is named only
+where it is larger than its own interval.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,16 @@ from typing import TYPE_CHECKING
 from vaegap.lab.captions import Found
 from vaegap.lab.records import Record
 from vaegap.lab.tables import NOTHING, gap_table, headline
-from vaegap.rounding import plus_minus
+from vaegap.rounding import decimals
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Words", "compared", "over_training", "split_of_gap"]
+__all__ = ["Words", "compared", "over_training", "rounded"]
 
 _FAMILY, _ENCODER, _ALL, _TOP = "approximation gap", "amortization gap", "inference gap", "log p̂(x)"
+_CAUSES = ("amortization", "encoder"), ("approximation", "family")
+_SPLITS = {"train": "training", "test": "held-out"}
 
 
 class Words(str):
@@ -29,107 +35,114 @@ class Words(str):
         return str(self)
 
 
-def compared(groups: Mapping[str, Found], splits: Mapping[str, str], against: Mapping[str, str] | None = None) -> Words:
-    """The gaps of several models in words, and how they differ.
+def rounded(value: float, half: float) -> str:
+    """A number at the first digit of its half interval.
+
+    Example:
+        >>> rounded(2.30491, 0.0281), rounded(7.79, 0.76), rounded(2.0, float("nan"))
+        ('2.30', '7.8', '2.00')
+    """
+    places = decimals(half, default=3)
+    return f"{value:.{max(places - 1, 0)}f}"
+
+
+def compared(groups: Mapping[str, Found], against: Mapping[str, str] | None = None) -> Words:
+    """The gaps of several models in words, on training and on held-out images, and how the models differ.
 
     Args:
         groups: title of a group -> records by model.
-        splits: "train" or "test" -> what these images are called.
         against: model -> the model of its group that it is compared with; None compares all with the first.
 
     Returns:
-        A list: one point a group and kind of images. A difference within the wider of its 95 % intervals, over images
-        or over seeds, is called none.
+        A list, a point for each group and kind of images. The interval that a difference must exceed is the wider of
+        those over images and over training runs.
     """
     points = []
     for title, found in groups.items():
-        for split, name in splits.items():
+        for split, name in _SPLITS.items():
             table = gap_table(found, split)
             if table.empty:
                 continue
             models = {label: table[label] for label in dict.fromkeys(table.columns.get_level_values(0))}
             first, *others = models
             pairs = dict.fromkeys(others, first) if against is None else against
-            said = [split_of_gap(label, model) for label, model in models.items()]
-            said += [
-                _difference(label, models[label], other, models[other])
+            points.append(f"- **{title}, {name} images**")
+            points += [f"  - {_split(label, model)}" for label, model in models.items()]
+            points += [
+                f"  - {_difference(label, models[label], other, models[other])}"
                 for label, other in pairs.items()
                 if label in models and other in models
             ]
-            points.append(f"- **{title}, {name} images.** " + " ".join(said))
     return Words("\n".join(points) or NOTHING)
 
 
-def split_of_gap(label: str, model: pd.DataFrame) -> str:
-    """Whose fault the inference gap is, for one model's columns of a `tables.gap_table`."""
-    total, family, encoder = (float(model.loc[row, "mean"]) for row in (_ALL, _FAMILY, _ENCODER))
-    half = _half(model, _ENCODER) + _half(model, _FAMILY)
-    larger = "family" if family > encoder else "encoder"
-    verdict = f"more to the {larger}" if abs(family - encoder) > half else "about as much to either"
-    text = f"*{label}* loses {_number(model, _ALL)} nats, {verdict}: {_number(model, _FAMILY)} to its family and "
-    text += f"{_number(model, _ENCODER)} to its encoder"
-    return text + (f" ({encoder / total:.0%} of it)." if 0 < encoder < total else ".")
-
-
-def over_training(records: Mapping[str, list[Record]]) -> Words:
+def over_training(found: Mapping[str, list[Record]]) -> Words:
     """How the gaps of "generalization" records moved from the first milestone to the last, in words."""
     points = []
-    for label, runs in records.items():
-        for record in runs:
-            said = [_moved(record, split, name) for split, name in (("train", "training"), ("test", "held-out"))]
-            said.append(_unseen(record))
-            points.append(f"- **{label}, seed {record.params['seed']}.** " + " ".join(filter(None, said)))
+    for label, records in found.items():
+        for record in records:
+            epochs = sorted(int(str(m).rsplit(" ", 1)[1]) for m in record.select(metric="L_q")["model"].unique())
+            stages = {s: {e: _milestone(record, s, e) for e in epochs} for s in _SPLITS}
+            points.append(f"- **{label}, seed {record.params['seed']}**")
+            points += [f"  - {_moved(name, stages[split])}" for split, name in _SPLITS.items()]
+            points.append(f"  - {_unseen(stages['train'][epochs[-1]], stages['test'][epochs[-1]])}")
     return Words("\n".join(points) or NOTHING)
 
 
-def _moved(record: Record, split: str, name: str) -> str:
-    stages = {}
-    for label in record.select(metric="L_q", split=split)["model"].unique():
-        stages[int(str(label).rsplit(" ", 1)[1])] = headline(record, split, model=label)
-    if len(stages) < 2:
-        return ""
-    first, last = min(stages), max(stages)
+def _split(label: str, model: pd.DataFrame) -> str:
+    """Whose fault the inference gap is, from one model's columns of a `tables.gap_table`."""
+    total, family, encoder = (float(model.loc[row, "mean"]) for row in (_ALL, _FAMILY, _ENCODER))
+    halves = {row: _half(model, row) for row in (_ALL, _FAMILY, _ENCODER)}
+    more = "family" if family > encoder else "encoder"
+    clear = abs(family - encoder) > halves[_FAMILY] + halves[_ENCODER]  # the two have one image's noise in common
+    verdict = f"more of it to its {more}" if clear else "about as much to its family as to its encoder"
+    share = f" ({100 * encoder / total:.0f} %)" if 0 < encoder < total else ""
+    return (
+        f"*{label}* loses {rounded(total, halves[_ALL])} nats, {verdict}: {rounded(family, halves[_FAMILY])} to the "
+        f"family, {rounded(encoder, halves[_ENCODER])} to the encoder{share}."
+    )
+
+
+def _difference(label: str, model: pd.DataFrame, other: str, reference: pd.DataFrame) -> str:
+    change = {row: float(model.loc[row, "mean"] - reference.loc[row, "mean"]) for row in (_FAMILY, _ENCODER, _TOP)}
+    half = {row: math.hypot(_half(model, row), _half(reference, row)) for row in change}
+    family, encoder = (_more_or_less(change[row], half[row]) for row in (_FAMILY, _ENCODER))
+    top = "is about the same"
+    if abs(change[_TOP]) > half[_TOP]:
+        top = f"is {rounded(abs(change[_TOP]), half[_TOP])} nats {'higher' if change[_TOP] > 0 else 'lower'}"
+    return f"Against *{other}*, *{label}* loses {family} to its family and {encoder} to its encoder; its {_TOP} {top}."
+
+
+def _milestone(record: Record, split: str, epoch: int) -> pd.DataFrame:
+    return headline(record, split, model=f"{record.params['family']} epoch {epoch}")
+
+
+def _moved(name: str, stages: Mapping[int, pd.DataFrame]) -> str:
+    first, *_, last = stages
     parts = []
-    for gap, plain in (("amortization", _ENCODER), ("approximation", _FAMILY)):
-        before, after = stages[first].loc[gap], stages[last].loc[gap]
-        change = after["mean"] - before["mean"]
-        error = math.hypot(*((s["ci_high"] - s["ci_low"]) / 2 for s in (before, after)))
-        word = "stays within its error" if abs(change) <= error else "grows" if change > 0 else "shrinks"
-        ends = f"from {_with_interval(before)} to {_with_interval(after)} nats"
-        parts.append(f"the {plain} {word}, {ends}")
+    for gap, cause in _CAUSES:
+        (before, wide), (after, narrow) = (_with_half(stages[epoch], gap) for epoch in (first, last))
+        same = abs(after - before) <= math.hypot(wide, narrow)
+        word = "stays about where it was" if same else "grows" if after > before else "shrinks"
+        parts.append(f"what the {cause} costs {word}, from {rounded(before, wide)} to {rounded(after, narrow)} nats")
     best = max(stages, key=lambda epoch: stages[epoch].loc["log_p", "mean"])
-    top = "rises to the last milestone" if best == last else f"is highest after epoch {best} and falls from there"
-    return f"On {name} images, from epoch {first} to {last}: {parts[0]}; {parts[1]}; log p̂(x) {top}."
+    top = "is highest at the end" if best == last else f"is highest at epoch {best} and lower at the end"
+    return f"On {name} images, from epoch {first} to epoch {last}, {parts[0]}; {parts[1]}; {_TOP} {top}."
 
 
-def _unseen(record: Record) -> str:
-    """What held-out images cost more than training ones at the last milestone, by cause."""
-    epochs = [int(str(label).rsplit(" ", 1)[1]) for label in record.select(metric="L_q")["model"].unique()]
-    if not epochs:
-        return ""
-    label = f"{record.params['family']} epoch {max(epochs)}"
-    seen, unseen = (headline(record, split, model=label) for split in ("train", "test"))
+def _unseen(seen: pd.DataFrame, unseen: pd.DataFrame) -> str:
+    """What held-out images cost more than training ones, by cause."""
     parts = []
-    for gap, cause in (("amortization", "encoder"), ("approximation", "family")):
-        change = unseen.loc[gap, "mean"] - seen.loc[gap, "mean"]
-        error = math.hypot(*((s.loc[gap, "ci_high"] - s.loc[gap, "ci_low"]) / 2 for s in (seen, unseen)))
-        if abs(change) <= error:
-            parts.append(f"no more to the {cause} beyond the error")
-        else:
-            parts.append(f"{plus_minus(abs(change), error)} nats {'more' if change > 0 else 'less'} to the {cause}")
-    return f"At the end, held-out images lose {parts[0]} than training images do, and {parts[1]}."
+    for gap, cause in _CAUSES:
+        (here, narrow), (there, wide) = _with_half(seen, gap), _with_half(unseen, gap)
+        parts.append(f"{_more_or_less(there - here, math.hypot(narrow, wide))} to the {cause}")
+    return f"At the end, held-out images lose {parts[0]} and {parts[1]}, compared with training images."
 
 
-def _difference(label: str, model: pd.DataFrame, first: str, reference: pd.DataFrame) -> str:
-    parts = []
-    for row, name in ((_FAMILY, f"the {_FAMILY}"), (_ENCODER, f"the {_ENCODER}"), (_TOP, _TOP)):
-        change = float(model.loc[row, "mean"] - reference.loc[row, "mean"])
-        error = math.hypot(_half(model, row), _half(reference, row))
-        if not abs(change) > error:
-            parts.append(f"{name} does not differ beyond its error")
-        else:
-            parts.append(f"{name} is {plus_minus(abs(change), error)} {'higher' if change > 0 else 'lower'}")
-    return f"Against *{first}*, *{label}*: " + ", ".join(parts[:-1]) + f", and {parts[-1]}."
+def _more_or_less(change: float, half: float) -> str:
+    if not abs(change) > half:
+        return "about as much"
+    return f"{rounded(abs(change), half)} nats {'more' if change > 0 else 'less'}"
 
 
 def _half(model: pd.DataFrame, row: str) -> float:
@@ -139,9 +152,6 @@ def _half(model: pd.DataFrame, row: str) -> float:
     return float(max(images, values["seeds"])) if not math.isnan(values["seeds"]) else float(images)
 
 
-def _number(model: pd.DataFrame, row: str) -> str:
-    return plus_minus(float(model.loc[row, "mean"]), _half(model, row))
-
-
-def _with_interval(values: pd.Series) -> str:
-    return plus_minus(values["mean"], (values["ci_high"] - values["ci_low"]) / 2)
+def _with_half(summary: pd.DataFrame, row: str) -> tuple[float, float]:
+    mean, low, high = summary.loc[row, ["mean", "ci_low", "ci_high"]]
+    return float(mean), float(high - low) / 2
