@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,11 @@ def test_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None and not found.stale
 
 
-@pytest.mark.parametrize("name", ["certificates"])
-def test_what_cannot_be_verified_says_so(name: str, tmp_path: Path) -> None:
+def test_what_cannot_be_verified_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = replace(experiments.get("certificates"), verify=None, cannot_verify="it keeps no weights")
+    monkeypatch.setitem(experiments._registry, "certificates", bare)
     rows = [{"metric": "toy", "value": 1.0, "unit": "nats"}]
-    record = experiments.run(name, {}, "quick", tmp_path, compute=lambda ctx: rows)
+    record = experiments.run("certificates", {}, "quick", tmp_path, compute=lambda ctx: rows)
     verdict = verify.verify_record(record)
     assert verdict.state == "skipped"
-    assert f"{name} cannot be verified, for it keeps no" in verdict.reason
+    assert "certificates cannot be verified, for it keeps no weights" in verdict.reason
