@@ -15,7 +15,8 @@ from toy_runs import CALLS
 
 from vaegap import Audit, audit
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
-from vaegap.lab import provenance, runs
+from vaegap.lab import provenance, runs, zoo
+from vaegap.lab.training import Schedule
 
 
 @pytest.fixture
@@ -43,6 +44,14 @@ def oracle() -> tuple[LinearGaussianVAE, Tensor]:
     """An exact model whose encoder is off, for the tests of annealing; other files have their own."""
     vae = linear_gaussian_vae(data_dim=6, latent_dim=2, noise=0.8, encoder_error=0.3)
     return vae, vae.simulate(8, seed=1)
+
+
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is trained for three epochs of 500 images."""
+    read = zoo.training_images
+    monkeypatch.setattr(zoo.ModelSpec, "schedule", property(lambda spec: Schedule(3, 50)))
+    monkeypatch.setattr(zoo, "training_images", lambda dataset, num=None: read(dataset, 500))
 
 
 @pytest.fixture

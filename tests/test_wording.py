@@ -121,3 +121,8 @@ def test_numbers_over_training_are_the_tables(record):
                 assert close(number, *map(float, cell.split(" ± ")))
     epochs = [str(e) for e in part.index]
     assert f"from epoch {epochs[0]} to epoch {epochs[-1]}" in points[1]
+
+
+def test_one_milestone_is_compared_with_nothing():
+    stages = {7: pd.DataFrame({"mean": [1.0], "ci_low": [0.9], "ci_high": [1.1]}, index=["log_p"])}
+    assert "one milestone, epoch 7" in wording._moved("training", stages)

@@ -178,9 +178,8 @@ def _climb_chunk(
             *_, end = ascend(joint.subset(active), begin, num, plan.samples, lr, plan.beta2, generator, frozen)
         steps[active.cpu()] += num
         end = end.detach()
-        new = elbo_unchecked(
-            vae, x[active], plan.judges, end, seed=seed
-        )  # the same noise as before: a paired comparison
+        # the same noise as before: a paired comparison
+        new = elbo_unchecked(vae, x[active], plan.judges, end, seed=seed)
         finite = torch.isfinite(new.per_image)
         lost += active[~finite].tolist()
         gain = (new.per_image - level.per_image[active]).where(finite, -torch.inf)

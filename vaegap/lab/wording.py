@@ -94,7 +94,7 @@ def _split(label: str, model: pd.DataFrame) -> str:
     total, family, encoder = (float(model.loc[row, "mean"]) for row in (_ALL, _FAMILY, _ENCODER))
     halves = {row: _half(model, row) for row in (_ALL, _FAMILY, _ENCODER)}
     more = "family" if family > encoder else "encoder"
-    clear = abs(family - encoder) > halves[_FAMILY] + halves[_ENCODER]  # the two have one image's noise in common
+    clear = abs(family - encoder) > halves[_FAMILY] + halves[_ENCODER]  # paired: no more than their sum
     verdict = f"more of it to its {more}" if clear else "about as much to its family as to its encoder"
     share = f" ({100 * encoder / total:.0f} %)" if 0 < encoder < total else ""
     return (
@@ -118,7 +118,9 @@ def _milestone(record: Record, split: str, epoch: int) -> pd.DataFrame:
 
 
 def _moved(name: str, stages: Mapping[int, pd.DataFrame]) -> str:
-    first, *_, last = stages
+    first, last = min(stages), max(stages)
+    if first == last:
+        return f"On {name} images there is one milestone, epoch {last}: nothing to compare."
     parts = []
     for gap, cause in _CAUSES:
         (before, wide), (after, narrow) = (_with_half(stages[epoch], gap) for epoch in (first, last))

@@ -1,0 +1,17 @@
+"""What `vaegap verify` must see of the weights that a record's numbers are computed from again."""
+
+from __future__ import annotations
+
+from vaegap.lab import checkpoints, verify
+from vaegap.lab.protocols import decompositions
+from vaegap.lab.records import Record
+
+
+def changed_and_lost_weights_are_noticed(record: Record, factor: float) -> None:
+    """A record of the laptop profile differs once its weights are multiplied, and asks for them once they are gone."""
+    weights = record.folder.parent / "models" / f"{decompositions.spec_of(record.params, 'laptop').id}.safetensors"
+    tensors, meta = checkpoints.load(weights)
+    checkpoints.save(weights, {k: factor * v for k, v in tensors.items()}, meta)
+    assert verify.verify_record(record).state == "differs"
+    weights.unlink()
+    assert "--refresh" in verify.verify_record(record).reason
