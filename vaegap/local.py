@@ -31,7 +31,7 @@ _NEAR = 3.0  # nats: images where the encoder is further below q* than this do n
 
 RECIPES: dict[str, Recipe] = {
     "gaussian": Recipe(180, 4, 0.03, 0.99, rounds=2, judges=100),
-    "full_gaussian": Recipe(270, 8, 0.015, start="gaussian", rounds=1),
+    "full_gaussian": Recipe(270, 8, 0.015, start="gaussian", rounds=1, judges=100),
     "flow": Recipe(400, 8, 2e-3, chunk=64, start="gaussian", rounds=2),
     "spline": Recipe(300, 8, 2e-3, chunk=32, start="gaussian", rounds=2),
     "aux_flow": Recipe(300, 16, 5e-4, chunk=64, start="full_gaussian", rounds=1),

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vaegap.errors import InputError
+from vaegap.lab.gradients import Step
 from vaegap.models import VAE
 from vaegap.progress import bar
 
@@ -172,6 +174,7 @@ def train(
         if path is not None and (last or time.monotonic() - saved > checkpoint_seconds):
             run.save(path, identity)
             saved = time.monotonic()
+    run.step.release()
     for p in vae.parameters():
         p.requires_grad_(True)
     vae.eval()
@@ -191,9 +194,9 @@ class _Training:
         origin: dict[str, Any],
     ) -> None:
         self.vae, self.schedule, self.seed, self.encoder_only = vae, schedule, seed, encoder_only
-        self.params = [p for p in vae.parameters() if p.requires_grad]
+        self.step = Step(vae)
         fused = device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.params, lr=0.0, eps=schedule.adam_eps, fused=fused)
+        self.optimizer = torch.optim.Adam([self.step.weights], lr=0.0, eps=schedule.adam_eps, fused=fused)
         self.generator = torch.Generator(device).manual_seed(seed)
         torch.manual_seed(seed)  # batch-norm and posteriors draw nothing else; kept for layers that would
         self.result = TrainResult(origin=origin)
@@ -213,10 +216,10 @@ class _Training:
 
     def epoch(self, x: Tensor, epoch: int) -> float:
         """One pass over shuffled data; returns the mean ELBO (not annealed) seen on the way."""
-        schedule, vae, optimizer = self.schedule, self.vae, self.optimizer
-        vae.train()
+        schedule, optimizer = self.schedule, self.optimizer
+        self.vae.train()
         if self.encoder_only:
-            vae.decoder.eval()
+            self.vae.decoder.eval()
         order = torch.randperm(len(x), generator=self.generator, device=x.device)
         total = x.new_zeros(())
         batches = order.split(schedule.batch_size)
@@ -224,16 +227,10 @@ class _Training:
             progress = (epoch + step / len(batches)) / schedule.epochs
             weight = annealing_weight(schedule, progress)
             optimizer.param_groups[0]["lr"] = learning_rate(schedule, progress)
-            batch = x.index_select(0, index)
-            z, log_q = vae.encode(batch).rsample_and_log_prob(1, generator=self.generator)
-            log_joint = vae.log_joint(batch, z)
-            loss = (weight * log_q - log_joint).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            total += self.step(x.index_select(0, index), weight, self.generator)
             if schedule.clip is not None:
-                _clip([p.grad for p in self.params if p.grad is not None], schedule.clip)
+                _clip(self.step.weights, schedule.clip)
             optimizer.step()
-            total += (log_joint - log_q).detach().sum()
         return total.item() / len(x)
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
@@ -261,23 +258,26 @@ class _Training:
                 "move it away or change the path"
             )
         self.vae.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        state: dict[int, dict[str, Tensor]] = {}
+        pieces: dict[str, list[tuple[int, Tensor]]] = {}  # older checkpoints hold one for every parameter
         for key, value in tensors.items():
             if key.startswith("adam."):
                 _, i, name = key.split(".", 2)
-                state.setdefault(int(i), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+                pieces.setdefault(name, []).append((int(i), value.flatten()))
+        state = {name: torch.cat([v for _, v in sorted(parts, key=itemgetter(0))]) for name, parts in pieces.items()}
+        state["step"] = state["step"][0]
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
         self.generator.set_state(tensors["generator"])
         self.result.history, self.result.seconds = meta["history"], meta["seconds"]
         self.result.origin = meta.get("origin", {})
 
 
-def _clip(grads: list[Tensor], bound: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` bit by bit; on a CPU, gradients within the bound are not multiplied by 1."""
-    norm = torch.nn.utils.get_total_norm(grads)
-    scale = bound / (norm + 1e-6)
+def _clip(weights: Tensor, bound: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_`; on a CPU, gradients within the bound are not multiplied by 1."""
+    assert weights.grad is not None
+    scale = bound / (torch.dot(weights.grad, weights.grad).sqrt() + 1e-6)  # on a CPU, in half the time of the norm
     if scale.device.type != "cpu" or not scale >= 1:  # elsewhere, asking for the value would make the host wait
-        torch._foreach_mul_(grads, scale.clamp(max=1.0))
+        weights.grad.mul_(scale.clamp(max=1.0))
 
 
 _WORDS = {
