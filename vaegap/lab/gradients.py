@@ -20,7 +20,7 @@ class Step:
 
     The trained weights become views of one vector, and their gradients of another: an optimizer then has one tensor
     to move, a norm one to measure. Perceptrons with ELU, q_FFG and Bernoulli pixels are differentiated by hand, which
-    spares autograd's bookkeeping: at a hundred images a step, that takes as long as the products do.
+    spares autograd's bookkeeping: at a hundred images a step, a fifth of the time on one thread, a third on two.
 
     Args:
         vae: the model; its trained parameters are those that require gradients.
