@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from vaegap import VAE, optimize_local, quadrature
 from vaegap.lab import experiments, provenance, verify, zoo
 from vaegap.lab.protocols import two_latents
 from vaegap.lab.records import Record
@@ -36,20 +38,41 @@ def test_a_killed_run_repeats_no_fit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fits: list[str] = []
     optimize = two_latents.optimize_local
 
-    def dies_at_the_fourth(vae: Any, x: Any, family: str, **options: Any) -> Any:
+    def dies_at_the_last(vae: Any, x: Any, family: str, *start: Any, **options: Any) -> Any:
         fits.append(family)
-        if len(fits) == 4:
+        if len(fits) == 10:  # for both splits: Gaussians from four starts, and a full covariance
             raise KeyboardInterrupt
-        return optimize(vae, x, family, **options)
+        return optimize(vae, x, family, *start, **options)
 
-    monkeypatch.setattr(two_latents, "optimize_local", dies_at_the_fourth)
+    monkeypatch.setattr(two_latents, "optimize_local", dies_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         measure(tmp_path / "cut")
     again = measure(tmp_path / "cut")
-    assert len(fits) == 5, "only the fit that was cut off is made again"
+    assert len(fits) == 11, "only the fit that was cut off is made again"
     assert again.rows["value"].equals(whole.rows["value"])
     assert again.info["notes"]["model_trained"]["digest"]
     assert set(again.rows["family"]) == {"", "amortized", "gaussian", "full_gaussian"}
+
+
+def test_richer_families_and_more_starts_lose_less() -> None:
+    """A decoder whose posteriors have several hills, and an encoder that knows nothing of them."""
+    vae = VAE(8, 2, "gaussian", (4,), (20,), activation="tanh", seed=0)
+    with torch.no_grad():
+        for p in vae.decoder.parameters():
+            p.mul_(6.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        x = vae.decode(vae.sample_prior(12)).sample()
+    truth = quadrature(vae, x, points=61)
+    found = {family: two_latents.best_posterior(truth, family, 0) for family in ("gaussian", "full_gaussian", "flow")}
+    kl = {family: truth.kl(q) for family, q in found.items()}
+    assert (kl["full_gaussian"] <= kl["gaussian"] + 1e-6).all() and (kl["flow"] <= kl["gaussian"] + 1e-6).all()
+    from_encoder = truth.kl(optimize_local(vae, x, "gaussian", seed=0).posterior)
+    assert (kl["gaussian"] <= from_encoder + 1e-9).all(), "the encoder's is one of the starts"
+    assert (kl["gaussian"] < from_encoder - 0.3).any(), "and would not have been enough"
+    highest = two_latents._peaks(truth)[0]
+    log_joint = vae.log_joint(x, highest[None])[0].double() - truth.log_p
+    torch.testing.assert_close(log_joint, truth.log_posterior.flatten(1).max(1).values, rtol=1e-4, atol=1e-4)
 
 
 def test_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
