@@ -19,25 +19,36 @@ from vaegap.lab.records import Record
 SHARE = "A.amortization / A.inference"
 
 
-def record(folder: Path, approximation: float, amortization: float, spread: float = 0.01, **params: Any) -> Record:
+def record(
+    folder: Path,
+    approximation: float,
+    amortization: float,
+    spread: float = 0.01,
+    units: float = 20.0,
+    heldout: int = 0,
+    **params: Any,
+) -> Record:
     """A decomposition with these mean gaps, written as a run writes it."""
     generator = torch.Generator().manual_seed(params.get("seed", 0))
     own = params.get("family", "gaussian")
 
-    def column(mean: float) -> dict[str, torch.Tensor]:
-        return {"value": mean + spread * torch.randn(40, generator=generator, dtype=torch.float64)}
+    def images(count: int) -> dict[str, torch.Tensor]:
+        def column(mean: float) -> torch.Tensor:
+            return mean + spread * torch.randn(count, generator=generator, dtype=torch.float64)
 
-    def compute(ctx: experiments.Context) -> list[dict[str, Any]]:
-        log_p = column(-90.0)["value"]
-        star = log_p - column(approximation)["value"]
-        values = {"log_p": log_p, f"L_star_{own}": star, "L_q": star - column(amortization)["value"]}
-        columns = values | {f"{k}_mcse": torch.full((40,), 0.01, dtype=torch.float64) for k in values}
+        log_p = column(-90.0)
+        star = log_p - column(approximation)
+        values = {"log_p": log_p, f"L_star_{own}": star, "L_q": star - column(amortization)}
+        columns = values | {f"{k}_mcse": torch.full((count,), 0.01, dtype=torch.float64) for k in values}
         for key in ("ais", "iwae"):
             columns |= {key: log_p, f"{key}_mcse": columns["log_p_mcse"]}
-        columns |= {"khat": torch.zeros(40), "missed": torch.zeros(40), "wide": torch.zeros(40)}
+        return columns | {"khat": torch.zeros(count), "missed": torch.zeros(count), "wide": torch.zeros(count)}
+
+    def compute(ctx: experiments.Context) -> list[dict[str, Any]]:
         return [
-            *_rows(columns, split="train", model=own),
-            {"split": "train", "metric": "active_units", "value": 20.0, "unit": "units"},
+            *_rows(images(40), split="train", model=own),
+            *(_rows(images(heldout), split="test", model=own) if heldout else []),
+            {"split": "train", "metric": "active_units", "value": units, "unit": "units"},
             {"split": "simulated", "metric": "bdmc_width", "value": 0.01, "mcse": 0.01, "unit": "nats"},
         ]
 
@@ -106,6 +117,36 @@ def test_seeds_widen_what_images_leave_narrow(tmp_path: Path) -> None:
     half = 4.303 * shares.std().item() / math.sqrt(3)
     assert all_.seeds[1] - all_.seeds[0] == pytest.approx(2 * half, rel=0.05)
     assert all_.verdict == "undecided at this scale"
+
+
+def test_a_count_of_one_run_has_no_interval_and_decides_nothing(tmp_path: Path) -> None:
+    made = [record(tmp_path, 1.0, 1.0, units=units, anneal=anneal) for units, anneal in ((20, True), (10, False))]
+    fewer = check("B.active_units - A.active_units", (-math.inf, 0.0), A={}, B={"anneal": False})
+    found = judge(fewer, made)
+    assert found.value == -10 and math.isnan(found.images[0]) and found.verdict == "undecided at this scale"
+    assert "images" not in claims.describe(ledger_row(found))
+    made += [record(tmp_path, 1.0, 1.0, units=u, anneal=a, seed=1) for u, a in ((20, True), (10, False))]
+    assert judge(fewer, made).verdict == "reproduced"
+
+
+def ledger_row(found: claims.Verdict) -> dict[str, Any]:
+    low, high = found.images
+    row = {"num_seeds": found.num_seeds, "value": found.value, "images_low": low, "images_high": high}
+    return {**row, "seeds_low": math.nan, "published": None}
+
+
+def test_all_images_count_and_only_the_same_ones_are_paired(tmp_path: Path) -> None:
+    """A model measured on 40 training images and 20 held-out ones: nothing is cut to 20, no split leans on another."""
+    made = [record(tmp_path, 1.0, 2.0, spread=0.5, heldout=20)]
+    train, test = (claims._table(made[0], {"split": split})["amortization"] for split in ("train", "test"))
+    rows = {f"{letter}": {"rows": {"split": split}} for letter, split in (("A", "train"), ("B", "test"))}
+    found = judge(check("B.amortization - A.amortization", **rows), made)
+    assert (len(train), len(test)) == (40, 20)
+    assert found.value == pytest.approx(test.mean() - train.mean(), rel=1e-12)
+    half = 1.96 * math.sqrt(train.var(ddof=0) / 40 + test.var(ddof=0) / 20)
+    assert (found.images[1] - found.images[0]) / 2 == pytest.approx(half, rel=0.15)
+    alone = judge(check("A.amortization - A.amortization", **rows), made)
+    assert alone.value == 0 and math.isnan(alone.images[0]), "the same images of the same model cancel"
 
 
 def test_as_many_is_not_fewer(tmp_path: Path) -> None:

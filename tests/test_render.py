@@ -117,6 +117,17 @@ def test_only_what_has_changed_runs_again(project: Project):
     assert "3 of 3" in project.render()
 
 
+def test_what_judges_claims_runs_again_with_every_new_record_of_its_profile(project: Project):
+    project.write("workflow/book.yaml", "one: {profile: laptop}\ntwo: {profile: laptop}\nthree: {profile: quick}\n")
+    for name in ("two", "three"):
+        project.notebook(name, "# tables.verdicts('C1', profile=profile)")
+    assert "3 of 3" in project.render()
+    project.write("results/toy-laptop-ffffffffffff/run.json", "{}")
+    assert "1 of 3 notebooks to run ['two']" in project.render()
+    project.write("results/toy-quick-ffffffffffff/run.json", "{}")
+    assert "0 of 3" in project.render()
+
+
 def test_a_failure_is_told_and_tried_again(project: Project):
     project.notebook("three", "raise ValueError('no such digit')")
     process = project.start(2)

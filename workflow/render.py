@@ -40,6 +40,7 @@ SOURCE = BUILD / "source"
 STAMPS = BUILD / "stamps.json"
 LINKED = ("_config.yml", "_toc.yml", "book", "vaegap", "workflow")
 READ = ("claims.yaml", "published.yaml")  # by notebooks, beside the package and the records
+VERDICTS = "tables.verdicts("  # in notebooks that judge claims
 LAST = ("claims",)  # shows all records of a profile, so it is run after the others, and again when any has changed
 RUN_ID = re.compile(r"\b[a-z][a-z0-9_]*-(?:quick|laptop|paper)-[0-9a-f]{12}\b")
 SECONDS_BETWEEN_LINES = 5.0
@@ -163,11 +164,13 @@ def records() -> dict[str, str]:
 def stamp(name: str, parameters: dict[str, Any], there: dict[str, str]) -> dict[str, Any]:
     """What the executed copy of a notebook was made from; of the records, those that it names (or names as missing)."""
     package = [p for p in (ROOT / "vaegap").rglob("*") if p.suffix in {".py", ".mplstyle"}]
+    source, profile = ROOT / "notebooks" / f"{name}.ipynb", parameters.get("profile")
     named = set(RUN_ID.findall(copy_of(name).read_text())) if copy_of(name).exists() else set()
-    if name in LAST:
-        named = {run for run in there if f"-{parameters.get('profile')}-" in run}
+    # a verdict rests on whatever records there are, named or not; quick runs lack the data sets that claims are about
+    if name in LAST or (profile != "quick" and VERDICTS in source.read_text()):
+        named |= {run for run in there if f"-{profile}-" in run}
     return {
-        "notebook": digest([ROOT / "notebooks" / f"{name}.ipynb"]),
+        "notebook": digest([source]),
         "parameters": json.dumps(parameters, sort_keys=True),
         "package": digest([*package, ROOT / "workflow" / "render.py"]),
         "read": digest([ROOT / file for file in READ if (ROOT / file).exists()]),

@@ -44,6 +44,7 @@ class Check:
         direction: the weaker (low, high).
         published: the paper's value, or None where it is not known.
         verified: whether the published value was checked against the paper itself.
+        measured: what the value is, in words, with its unit.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Check:
     direction: tuple[float, float]
     published: float | None = None
     verified: bool = False
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Verdict:
         check: the check.
         verdict: one of `VERDICTS`.
         value: mean over seeds; NaN without records.
-        images: 95 % bootstrap interval over images.
+        images: 95 % bootstrap interval over images; NaN for a count, which does not vary over them.
         seeds: 95 % t-interval over seeds, or None for fewer than two.
         num_seeds: seeds behind it.
         run_ids: the records it rests on.
@@ -92,7 +94,8 @@ def read_claims(path: str | Path | None = None) -> list[dict[str, Any]]:
     claims = yaml.safe_load(path.read_text(encoding="utf-8"))
     for claim in claims:
         try:
-            claim["checks"] = [_check(c) for c in claim.get("checks", [])]
+            usual = claim.get("measured", "")
+            claim["checks"] = [_check({"measured": usual, **c}) for c in claim.get("checks", [])]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: claim {claim.get('id')}: {type(error).__name__}: {error}") from None
     return list(claims)
@@ -114,6 +117,7 @@ def _check(raw: Mapping[str, Any]) -> Check:
         interval(raw.get("direction", raw["reproduced"])),
         raw.get("published"),
         bool(raw.get("verified", False)),
+        str(raw.get("measured", "")),
     )
 
 
@@ -123,7 +127,7 @@ def ledger(
     claims: str | Path | None = None,
     only: Collection[str] | None = None,
 ) -> pd.DataFrame:
-    """One row a check: claim, section, check, criterion, published, value, intervals, verdict, runs.
+    """One row a check: claim, section, criterion, check, what is measured, published, value, intervals, verdict, runs.
 
     Args:
         profile: whose records count; None for the published ones ("laptop").
@@ -143,7 +147,9 @@ def ledger(
                     "claim": claim["id"],
                     "section": str(claim["section"]),
                     "statement": claim["claim"],
+                    "criterion": claim.get("criterion", ""),
                     "check": check.name,
+                    "measured": check.measured,
                     "reproduced_if": check.reproduced,
                     "same_direction_if": check.direction,
                     "published": check.published,
@@ -177,7 +183,9 @@ def describe(row: Mapping[str, Any]) -> str:
     """Value and intervals of a row of the ledger, in words."""
     if not row["num_seeds"]:
         return "no records"
-    text = f"{row['value']:.3f}, images [{row['images_low']:.3f}, {row['images_high']:.3f}]"
+    text = f"{row['value']:.3f}"
+    if not math.isnan(row["images_low"]):
+        text += f", images [{row['images_low']:.3f}, {row['images_high']:.3f}]"
     if not math.isnan(row["seeds_low"]):
         text += f", {row['num_seeds']} seeds [{row['seeds_low']:.3f}, {row['seeds_high']:.3f}]"
     else:
@@ -193,9 +201,10 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     """Evaluate a check on records, seed by seed, and give the verdict.
 
     The verdict's interval is the wider of the two kinds: over images (bootstrap, the same resampled images for every
-    model; numbers of a whole model, such as BDMC's width, vary by their Monte Carlo error instead) and over seeds
-    (Student's t). "Reproduced" needs all of it inside the first interval, "same direction" inside the second; "not
-    reproduced" needs all of it outside the second. Anything else is undecided.
+    model measured on them; numbers of a whole model, such as BDMC's width, vary by their Monte Carlo error instead) and
+    over seeds (Student's t). "Reproduced" needs all of it inside the first interval, "same direction" inside the
+    second; "not reproduced" needs all of it outside the second. Anything else is undecided, and so is a value without
+    any interval: a count of one run. Models are compared on the seeds that all of them have.
     """
     import numpy as np
 
@@ -208,23 +217,35 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     for seed in seeds:
         tables = {letter: found[letter][seed][0] for letter in found}
         used += [found[letter][seed][1] for letter in found]
-        count = min(len(t) for t in tables.values())
-        weights = generator.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
-        points.append(float(evaluate(check.value, {k: _means(t[:count]) for k, t in tables.items()})))
-        drawn = {k: _means(t[:count], weights) for k, t in tables.items()}
+        points.append(float(evaluate(check.value, {k: _means(t) for k, t in tables.items()})))
+        which: dict[str, tuple[str, str, int]] = {}
+        shared: dict[
+            tuple[str, str, int], NDArray[np.float64]
+        ] = {}  # the same images have the same weights in all models
+        for letter, table in tables.items():
+            count = len(table)
+            asked = check.of[letter]
+            which[letter] = (str(asked.get("dataset")), asked.get("rows", {}).get("split", "train"), count)
+            if which[letter] not in shared:
+                shared[which[letter]] = generator.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
+        drawn = {k: _means(t, shared[which[k]]) for k, t in tables.items()}
         for letter, table in tables.items():  # numbers of the whole model, such as BDMC's width, have their own error
             for name, error in table.attrs.get("mcse", {}).items():
                 drawn[letter][name] = drawn[letter][name] + error * generator.standard_normal(_RESAMPLES)
         clouds.append(evaluate(check.value, drawn))
     value = float(np.mean(points))
-    images = tuple(float(q) for q in np.quantile(np.mean(clouds, axis=0), [0.025, 0.975]))
+    ends = np.quantile(np.mean(clouds, axis=0), [0.025, 0.975])
+    counted = ends[1] - ends[0] < 1e-9  # the same for every choice of images
+    images = (math.nan, math.nan) if counted else (float(ends[0]), float(ends[1]))
     spread = None
     if len(points) > 1:
         half = t95(len(points) - 1) * float(np.std(points, ddof=1)) / math.sqrt(len(points))
         spread = (value - half, value + half)
-    low, high = min(images[0], spread[0] if spread else math.inf), max(images[1], spread[1] if spread else -math.inf)
-    verdict = _verdict(low, high, check)
-    return Verdict(check, verdict, value, (images[0], images[1]), spread, len(seeds), sorted(set(used)))
+    known = [interval for interval in (images, spread) if interval and not math.isnan(interval[0])]
+    verdict = "undecided at this scale"
+    if known:
+        verdict = _verdict(min(low for low, _ in known), max(high for _, high in known), check)
+    return Verdict(check, verdict, value, images, spread, len(seeds), sorted(set(used)))
 
 
 def t95(freedom: int) -> float:

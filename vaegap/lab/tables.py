@@ -84,6 +84,20 @@ def _headline(record: Record, split: str, **labels: Any) -> pd.DataFrame:
     return summary
 
 
+def headline_gaps(record: Record, split: str = "train") -> pd.DataFrame:
+    """log p̂ and the three gaps of every image (N rows), for the encoder's own family."""
+    from vaegap.lab.protocols import gap_tables
+
+    key = ("gaps", split)
+    if key not in record.readings:
+        table, _ = gap_tables(record, split=split)
+        own = record.params["family"]
+        names = {f"approximation_{own}": "approximation", f"amortization_{own}": "amortization"}
+        record.readings[key] = table[["log_p", "inference", *names]].rename(columns=names)
+    gaps: pd.DataFrame = record.readings[key].copy()
+    return gaps
+
+
 def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **labels: Any) -> pd.DataFrame:
     """The paper's Table 2 for any models: rows as in `ROWS`, and for each model five columns.
 
@@ -291,6 +305,7 @@ def ledger(table: pd.DataFrame) -> pd.DataFrame:
 
     out = table[["claim", "check", "verdict"]].copy()
     out.loc[table["num_seeds"] == 0, "verdict"] = "no run yet"  # undecided for want of runs, not by what they say
-    out["value"] = [describe(row) for _, row in table.iterrows()]
     out["reproduced if"] = [span(bounds) for bounds in table["reproduced_if"]]
+    out["measured"] = table["measured"]
+    out["value"] = [describe(row) for _, row in table.iterrows()]
     return out.set_index(["claim", "check"])

@@ -7,20 +7,23 @@ where it is larger than its own interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vaegap.lab.captions import Found
+from vaegap.lab.claims import t95
 from vaegap.lab.records import Record
-from vaegap.lab.tables import NOTHING, gap_table, headline
+from vaegap.lab.tables import NOTHING, headline, headline_gaps
 from vaegap.rounding import decimals
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    Runs = Mapping[int, pd.DataFrame]
+
 __all__ = ["Words", "compared", "over_training", "rounded"]
 
-_FAMILY, _ENCODER, _ALL, _TOP = "approximation gap", "amortization gap", "inference gap", "log p̂(x)"
+_TOP = "log p̂(x)"
 _CAUSES = ("amortization", "encoder"), ("approximation", "family")
 _SPLITS = {"train": "training", "test": "held-out"}
 
@@ -49,21 +52,22 @@ def rounded(value: float, half: float) -> str:
 def compared(groups: Mapping[str, Found], against: Mapping[str, str] | None = None) -> Words:
     """The gaps of several models in words, on training and on held-out images, and how the models differ.
 
+    Models are compared as the ledger's checks are: on the seeds that both have, image by image.
+
     Args:
         groups: title of a group -> records by model.
         against: model -> the model of its group that it is compared with; None compares all with the first.
 
     Returns:
-        A list, a point for each group and kind of images. The interval that a difference must exceed is the wider of
-        those over images and over training runs.
+        A list, a point for each group and kind of images. A difference must exceed the wider of its intervals over
+        images and over training runs.
     """
     points = []
     for title, found in groups.items():
         for split, name in _SPLITS.items():
-            table = gap_table(found, split)
-            if table.empty:
+            models = {label: _tables(records, split) for label, records in found.items() if records}
+            if not models:
                 continue
-            models = {label: table[label] for label in dict.fromkeys(table.columns.get_level_values(0))}
             first, *others = models
             pairs = dict.fromkeys(others, first) if against is None else against
             points.append(f"- **{title}, {name} images**")
@@ -89,28 +93,54 @@ def over_training(found: Mapping[str, list[Record]]) -> Words:
     return Words("\n".join(points) or NOTHING)
 
 
-def _split(label: str, model: pd.DataFrame) -> str:
-    """Whose fault the inference gap is, from one model's columns of a `tables.gap_table`."""
-    total, family, encoder = (float(model.loc[row, "mean"]) for row in (_ALL, _FAMILY, _ENCODER))
-    halves = {row: _half(model, row) for row in (_ALL, _FAMILY, _ENCODER)}
-    more = "family" if family > encoder else "encoder"
-    clear = abs(family - encoder) > halves[_FAMILY] + halves[_ENCODER]  # paired: no more than their sum
-    verdict = f"more of it to its {more}" if clear else "about as much to its family as to its encoder"
+def _tables(records: Sequence[Record], split: str) -> Runs:
+    """Seed -> log p̂ and the gaps of every image."""
+    return {int(r.params["seed"]): headline_gaps(r, split) for r in records}
+
+
+def _mean(values: Mapping[int, pd.Series]) -> tuple[float, float]:
+    """Mean over seeds and images, and the wider of the half intervals over images and over seeds."""
+    import pandas as pd
+
+    each = pd.concat(values, axis=1)
+    images = 1.96 * each.mean(axis=1).std() / math.sqrt(len(each))
+    means = each.mean()
+    seeds = t95(len(means) - 1) * means.std() / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return float(means.mean()), float(max(images, seeds))
+
+
+def _split(label: str, model: Runs) -> str:
+    """Whose fault the inference gap is."""
+    (total, wide), (family, narrow), (encoder, half) = (
+        _mean({seed: t[gap] for seed, t in model.items()}) for gap in ("inference", "approximation", "amortization")
+    )
+    change, error = _mean({seed: t["amortization"] - t["approximation"] for seed, t in model.items()})
+    clear = abs(change) > error
+    verdict = f"more of it to its {'encoder' if change > 0 else 'family'}" if clear else "not clear to which more"
     share = f" ({100 * encoder / total:.0f} %)" if 0 < encoder < total else ""
     return (
-        f"*{label}* loses {rounded(total, halves[_ALL])} nats, {verdict}: {rounded(family, halves[_FAMILY])} to the "
-        f"family, {rounded(encoder, halves[_ENCODER])} to the encoder{share}."
+        f"*{label}* loses {rounded(total, wide)} nats, {verdict}: {rounded(family, narrow)} to the "
+        f"family, {rounded(encoder, half)} to the encoder{share}."
     )
 
 
-def _difference(label: str, model: pd.DataFrame, other: str, reference: pd.DataFrame) -> str:
-    change = {row: float(model.loc[row, "mean"] - reference.loc[row, "mean"]) for row in (_FAMILY, _ENCODER, _TOP)}
-    half = {row: math.hypot(_half(model, row), _half(reference, row)) for row in change}
-    family, encoder = (_more_or_less(change[row], half[row]) for row in (_FAMILY, _ENCODER))
-    top = "is about the same"
-    if abs(change[_TOP]) > half[_TOP]:
-        top = f"is {rounded(abs(change[_TOP]), half[_TOP])} nats {'higher' if change[_TOP] > 0 else 'lower'}"
-    return f"Against *{other}*, *{label}* loses {family} to its family and {encoder} to its encoder; its {_TOP} {top}."
+def _difference(label: str, model: Runs, other: str, reference: Runs) -> str:
+    common = sorted(set(model) & set(reference))
+    if not common:
+        return f"*{label}* and *{other}* have no training seed in common yet."
+    change = {
+        row: _mean({seed: model[seed][row] - reference[seed][row] for seed in common})
+        for row in ("approximation", "amortization", "log_p")
+    }
+    family, encoder = (_more_or_less(*change[row]) for row in ("approximation", "amortization"))
+    (top, half), seeds = change["log_p"], f"{len(common)} seed{'s' * (len(common) > 1)}"
+    level = f"is not clearly different (± {rounded(half, half)} nats)"
+    if abs(top) > half:
+        level = f"is {rounded(abs(top), half)} nats {'higher' if top > 0 else 'lower'}"
+    return (
+        f"Against *{other}* ({seeds}), *{label}* loses {family} to its family, and {encoder} to its encoder; its "
+        f"{_TOP} {level}."
+    )
 
 
 def _milestone(record: Record, split: str, epoch: int) -> pd.DataFrame:
@@ -125,7 +155,7 @@ def _moved(name: str, stages: Mapping[int, pd.DataFrame]) -> str:
     for gap, cause in _CAUSES:
         (before, wide), (after, narrow) = (_with_half(stages[epoch], gap) for epoch in (first, last))
         same = abs(after - before) <= math.hypot(wide, narrow)
-        word = "stays about where it was" if same else "grows" if after > before else "shrinks"
+        word = "does not clearly move" if same else "grows" if after > before else "shrinks"
         parts.append(f"what the {cause} costs {word}, from {rounded(before, wide)} to {rounded(after, narrow)} nats")
     best = max(stages, key=lambda epoch: stages[epoch].loc["log_p", "mean"])
     top = "is highest at the end" if best == last else f"is highest at epoch {best} and lower at the end"
@@ -138,20 +168,13 @@ def _unseen(seen: pd.DataFrame, unseen: pd.DataFrame) -> str:
     for gap, cause in _CAUSES:
         (here, narrow), (there, wide) = _with_half(seen, gap), _with_half(unseen, gap)
         parts.append(f"{_more_or_less(there - here, math.hypot(narrow, wide))} to the {cause}")
-    return f"At the end, held-out images lose {parts[0]} and {parts[1]}, compared with training images."
+    return f"At the end, held-out images lose {parts[0]}, and {parts[1]}, compared with training images."
 
 
 def _more_or_less(change: float, half: float) -> str:
     if not abs(change) > half:
-        return "about as much"
+        return f"not clearly more or less (± {rounded(half, half)} nats)"
     return f"{rounded(abs(change), half)} nats {'more' if change > 0 else 'less'}"
-
-
-def _half(model: pd.DataFrame, row: str) -> float:
-    """The wider half interval of a row: over images (for a bound, twice its Monte Carlo error) or over seeds."""
-    values = model.loc[row]
-    images = values["images"] if row.endswith("gap") else 2 * values["mcse"]
-    return float(max(images, values["seeds"])) if not math.isnan(values["seeds"]) else float(images)
 
 
 def _with_half(summary: pd.DataFrame, row: str) -> tuple[float, float]:
