@@ -114,8 +114,6 @@ def settle(notebook: nbformat.NotebookNode) -> None:
     cells = []
     for cell in notebook.cells:
         cells.append(cell)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata["tags"].append("hide-input")
         if "figure" not in cell.metadata.get("mystnb", {}):
             continue
         pictures = [out for out in cell.outputs if "image/png" in out.get("data", {})]

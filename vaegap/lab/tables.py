@@ -150,7 +150,9 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
             cells[ROWS["bdmc_width"]] += f" (above {WIDEST})"
         cells["training runs"] = f"{table[label]['runs'].iloc[0]:.0f}"
         out[label] = cells
-    return pd.DataFrame(out).fillna("").rename_axis(columns=title or None)
+    order = [*ROWS.values(), "training runs"]
+    table = pd.DataFrame(out).fillna("")
+    return table.loc[[row for row in order if row in table.index]].rename_axis(columns=title or None)
 
 
 def levels(summary: pd.DataFrame) -> pd.DataFrame:
