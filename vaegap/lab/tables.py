@@ -308,6 +308,6 @@ def ledger(table: pd.DataFrame) -> pd.DataFrame:
     out = table[["claim", "check", "verdict"]].copy()
     out.loc[table["num_seeds"] == 0, "verdict"] = "no run yet"  # undecided for want of runs, not by what they say
     out["reproduced if"] = [span(bounds) for bounds in table["reproduced_if"]]
-    out["measured"] = table["measured"]
-    out["value"] = [describe(row) for _, row in table.iterrows()]
+    said = [f"{row['measured']}: " if row["measured"] else "" for _, row in table.iterrows()]
+    out["value"] = [what + describe(row) for what, (_, row) in zip(said, table.iterrows(), strict=True)]
     return out.set_index(["claim", "check"])
