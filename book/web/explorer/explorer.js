@@ -343,17 +343,20 @@
     var warning = state.posterior.edge > 1e-4 ? "This posterior reaches the edge of the computed plane: log p(x) is too low." :
       v.amortization < -0.001 ? "q* is still worse than the encoder's q: the amortization gap is negative until q* has climbed past it." : "";
     if (!warning && state.top) {
-      var share = core.share(joint, state.posterior, state.star);
+      var share = nearby();
       if (share < 0.5) warning = "q* sits on the smaller hill: only " + Math.round(100 * share) + " % of the posterior is near it. Drag it onto another hill and optimise again.";
     }
     if (!warning && !state.top) warning = "q* is not at its top yet: until it is, the first bar is more than the approximation gap.";
     if ($("warning").textContent !== warning) $("warning").textContent = warning;
   }
 
+  /* The share of the posterior that lies near q*. */
+  function nearby() { return core.share(joint, state.posterior, state.star); }
+
   function sentence() {
     var v = levels(), short = function (x) { return x.toFixed(2).replace("-", "minus "); };
     if (!state.top) return "Inference gap " + short(v.inference) + " nats; it is divided when q* has reached its top.";
-    return "Approximation gap " + short(v.approximation) + " nats, amortization gap " + short(v.amortization) + " nats, inference gap " + short(v.inference) + " nats.";
+    return (nearby() < 0.5 ? "At this local optimum: approximation gap " : "Approximation gap ") + short(v.approximation) + " nats, amortization gap " + short(v.amortization) + " nats, inference gap " + short(v.inference) + " nats.";
   }
 
   /* The status line: never about something that has changed since. `sayLater` waits until the hand rests. */
