@@ -82,6 +82,7 @@ describe("the posterior explorer", () => {
     await page.click("#xp-optimise");
     await arrive();
     assert.match(await page.textContent("#xp-warning"), /smaller hill/);
+    assert.match(await page.textContent("#xp-status"), /arrived.*At this local optimum: approximation gap/);
   });
 
   it("moves q* by dragging and by sliders", async () => {

@@ -242,7 +242,7 @@ def run(
         rows = (compute or known.compute)(context)
         lock.check()
         info: dict[str, Any] = {"run_id": name, "experiment": known.name, "profile": profile, "params": settings}
-        info |= {"version": known.version, "science": _loaded(session.science), "notes": context.notes}
+        info |= {"version": known.version, "science": loaded(session.science), "notes": context.notes}
         info |= {"wall_seconds": round(session.seconds(), 1), "attempts": session.attempts, "start": session.start}
         info["provenance"] = provenance.collect(context.device, context.dtype)
         artifacts = {path.name: path for path in sorted((work / "artifacts").glob("[!.]*"))}
@@ -274,8 +274,8 @@ def _tidy(work: Path, record: Record) -> None:
             work.rmdir()
 
 
-def _loaded(science: Mapping[str, str]) -> dict[str, str]:
-    """The digests of the science modules that this process has loaded: the others computed nothing."""
+def loaded(science: Mapping[str, str]) -> dict[str, str]:
+    """Of all science modules' digests those that this process has loaded: the others computed nothing."""
     return {name: digest for name, digest in science.items() if name in sys.modules}
 
 

