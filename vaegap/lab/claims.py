@@ -218,10 +218,9 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
         tables = {letter: found[letter][seed][0] for letter in found}
         used += [found[letter][seed][1] for letter in found]
         points.append(float(evaluate(check.value, {k: _means(t) for k, t in tables.items()})))
+        # the same images have the same weights in all models
         which: dict[str, tuple[str, str, int]] = {}
-        shared: dict[
-            tuple[str, str, int], NDArray[np.float64]
-        ] = {}  # the same images have the same weights in all models
+        shared: dict[tuple[str, str, int], NDArray[np.float64]] = {}
         for letter, table in tables.items():
             count = len(table)
             asked = check.of[letter]
