@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from vaegap import figures
+from vaegap.describing import describe
 from vaegap.rounding import decimals, plus_minus
 
 matplotlib.use("Agg")
@@ -65,6 +66,31 @@ def test_labels_of_a_ladder_do_not_overlap(levels: list[float], width: float):
     values = [float(t.get_text().rsplit("=", 1)[1]) for t in order]
     assert values == sorted(values, reverse=True)
     plt.close(figure)
+
+
+def test_bars_are_told_with_their_lengths():
+    drawn = figures.gap_bars({"a\nheld out": (1.0, 2.5), "b": (0.25, 3.0)}, {"b": (0.1, 0.2)})
+    assert describe(drawn.figure) == (
+        "a, held out: approximation 1.00, amortization 2.50; b: approximation 0.25, amortization 3.00."
+    )
+    plt.close("all")
+
+
+def test_bands_are_told_from_their_first_epoch_to_the_last():
+    drawn = figures.gap_bands([1, 9], [-90.0, -88.0], [-92.0, -89.0], [-95.0, -93.5])
+    drawn.set_title("held out")
+    assert describe(drawn.figure) == (
+        "held out: log p̂(x) from -90.00 to -88.00; L[q*] from -92.00 to -89.00; L[q] from -95.00 to -93.50."
+    )
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["approximation", "amortization"]
+    plt.close("all")
+
+
+def test_levels_are_told_with_their_gaps():
+    told = describe(figures.gap_ladder(ladder([-87.0, -87.5, -88.0, -88.2, -89.0, -93.0])).figure)
+    assert told.startswith("log p̂(x) = -87.00; L[q] = -93.00; L[q*_FFG] = -89.00;")
+    assert "amortization, 4.00 nats, [3.90, 4.10]" in told
+    plt.close("all")
 
 
 def test_the_legend_of_bars_stands_above_them():

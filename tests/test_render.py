@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 import hours  # noqa: E402
 import render  # noqa: E402
 
-from vaegap.lab import grid, runs  # noqa: E402
+from vaegap.lab import captions, grid, runs  # noqa: E402
 
 RUN = "toy-quick-0123456789ab"
 
@@ -148,6 +148,18 @@ def test_figures_are_numbered_once():
     assert [cell.outputs for cell in content.cells] == [[picture], [under], [under]]
     assert [("figure" in cell.metadata.get("mystnb", {})) for cell in content.cells] == [True, False, False]
     nbformat.validate(content)
+
+
+def test_a_figure_says_what_was_drawn_and_of_which_data():
+    said = {captions.SVG: {"alt": "MNIST: approximation 1.25.", "data": ["MNIST", "Fashion-MNIST"]}}
+    picture = new_output("display_data", {"image/png": "iVBOR"}, metadata=said)
+    settings = {"mystnb": {"figure": {"caption": "Gaps."}, "image": {"alt": "Bars. In nats:"}}}
+    content = new_notebook(cells=[new_code_cell("draw()", metadata=settings, outputs=[picture])])
+    render.settle(content)
+    assert content.cells[0].metadata["mystnb"] == {
+        "figure": {"caption": "Gaps. Data: MNIST, Fashion-MNIST."},
+        "image": {"alt": "Bars. In nats: MNIST: approximation 1.25."},
+    }
 
 
 # ---- core-hours -----------------------------------------------------------------------------------------------------

@@ -48,7 +48,9 @@ def test_changed_function_makes_quick_recompute_and_marks_published(copied_scien
     assert len(CALLS) == 4
 
 
-@pytest.mark.parametrize("module", ["training", "zoo", "datasets", "protocols/decompositions", "protocols/two_latents"])
+@pytest.mark.parametrize(
+    "module", ["training", "gradients", "zoo", "datasets", "protocols/decompositions", "protocols/two_latents"]
+)
 def test_changed_training_data_or_protocol_code_marks_records(
     module: str, copied_science: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,21 +130,14 @@ def gap_bars(
         ax: where.
     """
     ax = _axes(ax, figsize=(1.6 + 1.1 * len(rows), 3.2))
-    for i, (name, (approximation, amortization)) in enumerate(rows.items()):
-        first, second = (errors or {}).get(name, (0.0, 0.0))
-        ax.bar(
-            i,
-            approximation,
-            0.6,
-            color=COLORS["approximation"],
-            label="approximation" if i == 0 else None,
-            yerr=first or None,
-            ecolor="0.4",
-        )
-        ax.bar(
-            i, amortization, 0.6, approximation, color=COLORS["amortization"], hatch="//", edgecolor="white",
-            label="amortization" if i == 0 else None, yerr=second or None, ecolor="0.4",
-        )  # fmt: skip
+    first, second = zip(*rows.values(), strict=True)
+    half = [(errors or {}).get(name, (math.nan, math.nan)) for name in rows]  # NaN: no error bar
+    below, above = zip(*half, strict=True)
+    ax.bar(range(len(rows)), first, 0.6, color=COLORS["approximation"], label="approximation", yerr=below, ecolor="0.4")
+    ax.bar(
+        range(len(rows)), second, 0.6, first, color=COLORS["amortization"], hatch="//", edgecolor="white",
+        label="amortization", yerr=above, ecolor="0.4",
+    )  # fmt: skip
     ax.set(xticks=range(len(rows)), ylabel="gap, nats per image")
     ax.set_xticklabels(list(rows), fontsize=8)
     ax.set_ylim(top=1.35 * ax.get_ylim()[1])  # room for the legend above the bars
@@ -162,8 +156,9 @@ def gap_bands(
     ax = _axes(ax, figsize=(4, 3))
     ax.fill_between(epochs, best, log_p, color=COLORS["approximation"], alpha=0.5, label="approximation")
     ax.fill_between(epochs, amortized, best, color=COLORS["amortization"], alpha=0.5, hatch="//", label="amortization")
-    for values, style in ((log_p, "-"), (best, "--"), (amortized, ":")):
-        ax.plot(epochs, values, style, color="0.4", lw=1)
+    levels = (log_p, "-", LABELS["log_p"]), (best, "--", r"$\mathcal{L}[q^*]$"), (amortized, ":", LABELS["L_q"])
+    for values, style, name in levels:
+        ax.plot(epochs, values, style, color="0.4", lw=1, label=f"_{name}")  # for `describing`, not for the legend
     ax.set(xlabel="epoch", ylabel="nats per image")
     ax.legend(frameon=False, loc="lower left")
     return ax
@@ -215,7 +210,7 @@ def contours(
             ax.locator_params(nbins=3)  # few and large: legible on a phone, too
             ax.tick_params(labelsize=9)
             if j == 0:
-                ax.set_ylabel(name.replace("_", " "), fontsize=12)
+                ax.set_ylabel(name, fontsize=12)
     return fig
 
 

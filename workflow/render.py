@@ -109,7 +109,8 @@ def settle(notebook: nbformat.NotebookNode) -> None:
     """Make an executed notebook fit for a page.
 
     The book numbers and captions every output of a cell that draws a figure; so what stands under the figure moves to
-    a cell of its own, and a cell that had nothing to draw draws no figure.
+    a cell of its own, and a cell that had nothing to draw draws no figure. What the figure shows in words, and of which
+    data set, comes with it and goes into its alternative text and its caption.
     """
     cells = []
     for cell in notebook.cells:
@@ -120,12 +121,22 @@ def settle(notebook: nbformat.NotebookNode) -> None:
         rest = [out for out in cell.outputs if out not in pictures and out.output_type != "stream"]
         if not pictures:
             del cell.metadata["mystnb"]["figure"]
-        elif rest:
+            continue
+        tell(cell.metadata["mystnb"], pictures[0].metadata.get(captions.SVG, {}))
+        if rest:
             cell.outputs = [out for out in cell.outputs if out not in rest]
             under = nbformat.v4.new_code_cell("# where the figure comes from", outputs=rest, id=f"{cell.id}-under")
             under.metadata["tags"] = ["remove-input"]
             cells.append(under)
     notebook.cells = cells
+
+
+def tell(settings: dict[str, Any], said: dict[str, Any]) -> None:
+    """Add to a figure's caption and to its alternative text what `captions.with_caption` found in it."""
+    if said.get("data"):
+        settings["figure"]["caption"] += f" Data: {', '.join(said['data'])}."
+    if said.get("alt"):
+        settings["image"]["alt"] += f" {said['alt']}"
 
 
 def stop() -> None:

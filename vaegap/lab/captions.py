@@ -20,9 +20,18 @@ from vaegap.lab.records import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Caption", "Found", "caption", "live", "with_caption"]
+__all__ = ["DATASETS", "Caption", "Found", "caption", "live", "with_caption"]
 
 NOTEBOOK = "VAEGAP_PAGE"  # set while the book's pages are made: the notebook's name
+SVG = "image/svg+xml"
+
+DATASETS = {
+    "mnist-5k": "5,000 digits",
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "3-bit CIFAR-10",
+}
+"""Data sets, as the pages call them."""
 
 
 class Found(dict[str, list[Record]]):
@@ -44,10 +53,12 @@ class Caption:
     Attributes:
         summary: one line, in words.
         items: (label, run id or "", rest) of each run behind the output.
+        data: names of the data sets.
     """
 
     summary: str
     items: tuple[tuple[str, str, str], ...] = ()
+    data: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return "\n".join([self.summary, *(f"  {label}{run} {rest}".rstrip() for label, run, rest in self.items)])
@@ -85,15 +96,16 @@ def caption(source: Any) -> Caption:
         parts += [f"{_duration(sum(r.info.get('wall_seconds', 0.0) for r in known))}{' in all' * (len(known) > 1)}"]
         parts += ["code changed since for some"] * any(r.stale for r in known)
     parts += [f"not there: {gone}"] if gone else []
-    return Caption(" · ".join(parts), tuple(items))
+    return Caption(" · ".join(parts), tuple(items), _data(known))
 
 
-def live(started: float, *records: Record) -> Caption:
+def live(started: float, *records: Record, data: str = "") -> Caption:
     """The caption of something that this very notebook has computed.
 
     Args:
         started: `time.monotonic()` before the computation.
         records: the runs whose weights it used.
+        data: the data set, where there is no record to tell it.
     """
     seconds = time.monotonic() - started
     made = provenance.collect()
@@ -103,8 +115,8 @@ def live(started: float, *records: Record) -> Caption:
     parts = [rest, f"commit {commit}", _machine(made), _duration(seconds)]
     items = tuple(("weights: ", r.run_id, _one(r)) for r in records)
     if len(items) == 1:
-        return Caption(" · ".join(parts), ((f"{rest} run ", records[0].run_id, "· now: " + " · ".join(parts[1:])),))
-    return Caption(" · ".join(parts), items)
+        items = ((f"{rest} run ", records[0].run_id, "· now: " + " · ".join(parts[1:])),)
+    return Caption(" · ".join(parts), items, _data(records) or ((DATASETS.get(data, data),) if data else ()))
 
 
 def with_caption(output: Any, source: Any) -> None:
@@ -113,14 +125,21 @@ def with_caption(output: Any, source: Any) -> None:
     Args:
         output: a table, a sentence, or a figure or its axes; a figure is shown as SVG, with a PNG for other readers.
         source: a `Caption`, or what `caption` takes.
+
+    A figure carries, as metadata of the output, what it shows in words and the names of the data sets: the book's
+    figures take their alternative text and the end of their captions from there.
     """
     from IPython.display import display
 
+    source = source if isinstance(source, Caption) else caption(source)
     figure = getattr(output, "figure", output)
     if hasattr(figure, "savefig"):
         import matplotlib.pyplot as plt
 
-        display(_pictures(figure), raw=True)  # type: ignore[no-untyped-call, unused-ignore]
+        from vaegap.describing import describe
+
+        said = {SVG: {"alt": describe(figure), "data": list(source.data)}}
+        display(_pictures(figure), metadata=said, raw=True)  # type: ignore[no-untyped-call, unused-ignore]
         plt.close(figure)
     else:
         import pandas as pd
@@ -128,7 +147,7 @@ def with_caption(output: Any, source: Any) -> None:
         with pd.option_context("display.max_colwidth", None):  # else long cells end in "..."
             plain = isinstance(output, str) and not hasattr(output, "_repr_markdown_")
             display(Caption(output) if plain else output)  # type: ignore[no-untyped-call, unused-ignore]
-    display(source if isinstance(source, Caption) else caption(source))  # type: ignore[no-untyped-call, unused-ignore]
+    display(source)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _flat(source: Any) -> Any:
@@ -184,6 +203,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _data(found: Iterable[Record]) -> tuple[str, ...]:
+    """The data sets of some records, each once, as the pages call them."""
+    names = (str(record.params["dataset"]) for record in found if "dataset" in record.params)
+    return tuple(_distinct(DATASETS.get(name, name) for name in names))
+
+
 def _distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
@@ -199,4 +224,4 @@ def _pictures(figure: Figure) -> dict[str, str]:
         figure.savefig(stream, format=kind, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
         return stream.getvalue()
 
-    return {"image/svg+xml": drawn("svg").decode(), "image/png": base64.b64encode(drawn("png")).decode()}
+    return {SVG: drawn("svg").decode(), "image/png": base64.b64encode(drawn("png")).decode()}

@@ -6,17 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vaegap.lab import experiments, runs
-from vaegap.lab.captions import Found
+from vaegap.lab.captions import DATASETS, Found
 
 __all__ = ["DATASETS", "Found", "collect"]
-
-DATASETS = {
-    "mnist-5k": "5,000 digits",
-    "mnist": "MNIST",
-    "fashion-mnist": "Fashion-MNIST",
-    "cifar10": "3-bit CIFAR-10",
-}
-"""Data sets, as the pages call them."""
 
 
 def collect(

@@ -17,11 +17,22 @@ from typing import Any
 __all__ = ["changed_modules", "collect", "science_digest", "science_modules", "training_modules", "training_origin"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SILENT = ("errors", "progress", "figures", "rounding", "advice", "audited", "doubts", "report", "report_html")
+_SILENT = (
+    "errors",
+    "progress",
+    "figures",
+    "describing",
+    "rounding",
+    "advice",
+    "audited",
+    "doubts",
+    "report",
+    "report_html",
+)
 _NO_NUMBERS = {"vaegap", "vaegap.__main__", *(f"vaegap.{name}" for name in _SILENT)}  # no record depends on them
 # What the lab does to numbers itself: train, read and binarize, measure. The catalogue of the protocols only holds
 # parameters, which the run's name depends on already, and so does the package that it lies in.
-_LAB = ("vaegap.lab.training", "vaegap.lab.zoo", "vaegap.lab.datasets")
+_LAB = ("vaegap.lab.training", "vaegap.lab.gradients", "vaegap.lab.zoo", "vaegap.lab.datasets")
 _PROTOCOLS = "vaegap.lab.protocols."
 _CATALOG = "vaegap.lab.protocols.catalog"
 _TRAINING = ("vaegap.models", "vaegap.likelihoods", "vaegap.fast", "vaegap.posteriors", *_LAB)  # what weights depend on
