@@ -146,7 +146,13 @@ def with_caption(output: Any, source: Any) -> None:
 
         with pd.option_context("display.max_colwidth", None):  # else long cells end in "..."
             plain = isinstance(output, str) and not hasattr(output, "_repr_markdown_")
-            display(Caption(output) if plain else output)  # type: ignore[no-untyped-call, unused-ignore]
+            if isinstance(output, pd.DataFrame) and output.attrs.get("words"):
+                # pandas writes the end of a line as a backslash and an n
+                lines = output.to_html(classes="words").replace("\\n", "<br>")
+                shown = {"text/html": lines, "text/plain": repr(output)}
+                display(shown, raw=True)  # type: ignore[no-untyped-call, unused-ignore]
+            else:
+                display(Caption(output) if plain else output)  # type: ignore[no-untyped-call, unused-ignore]
     display(source)  # type: ignore[no-untyped-call, unused-ignore]
 
 

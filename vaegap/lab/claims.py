@@ -181,20 +181,27 @@ def report(results: str | Path | None = None, profile: str | None = None) -> str
 
 def describe(row: Mapping[str, Any]) -> str:
     """Value and intervals of a row of the ledger, in words."""
+    ours, theirs = ", ".join(said(row)), published(row)
+    return f"{ours}; {theirs}" if theirs else ours
+
+
+def said(row: Mapping[str, Any]) -> list[str]:
+    """The value of a row of the ledger, its interval over images, and that over seeds."""
     if not row["num_seeds"]:
-        return "no records"
-    text = f"{row['value']:.3f}"
+        return ["no records"]
+    parts = [f"{row['value']:.3f}"]
     if not math.isnan(row["images_low"]):
-        text += f", images [{row['images_low']:.3f}, {row['images_high']:.3f}]"
-    if not math.isnan(row["seeds_low"]):
-        text += f", {row['num_seeds']} seeds [{row['seeds_low']:.3f}, {row['seeds_high']:.3f}]"
-    else:
-        text += ", one seed"
-    if row["published"] is not None and not math.isnan(row["published"]):
-        text += f"; published {row['published']:g}" + (
-            "" if row["published_verified"] else " (transcription unverified)"
-        )
-    return text
+        parts.append(f"images [{row['images_low']:.3f}, {row['images_high']:.3f}]")
+    if math.isnan(row["seeds_low"]):
+        return [*parts, "one seed"]
+    return [*parts, f"{row['num_seeds']} seeds [{row['seeds_low']:.3f}, {row['seeds_high']:.3f}]"]
+
+
+def published(row: Mapping[str, Any]) -> str:
+    """The paper's value of a row of the ledger, and whether somebody compared it with the print; "" without one."""
+    if not row["num_seeds"] or row["published"] is None or math.isnan(row["published"]):
+        return ""
+    return f"published {row['published']:g}" + ("" if row["published_verified"] else " (transcription unverified)")
 
 
 def judge(check: Check, records: Iterable[Record]) -> Verdict:

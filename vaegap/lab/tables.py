@@ -297,7 +297,7 @@ def verdicts(*ids: str, profile: str) -> pd.DataFrame:
 
 def ledger(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the claims ledger to be read: one row a check."""
-    from vaegap.lab.claims import describe
+    from vaegap.lab import claims
 
     def span(bounds: tuple[float, float]) -> str:
         low, high = bounds
@@ -307,7 +307,10 @@ def ledger(table: pd.DataFrame) -> pd.DataFrame:
 
     out = table[["claim", "check", "verdict"]].copy()
     out.loc[table["num_seeds"] == 0, "verdict"] = "no run yet"  # undecided for want of runs, not by what they say
-    out["reproduced if"] = [span(bounds) for bounds in table["reproduced_if"]]
-    said = [f"{row['measured']}: " if row["measured"] else "" for _, row in table.iterrows()]
-    out["value"] = [what + describe(row) for what, (_, row) in zip(said, table.iterrows(), strict=True)]
-    return out.set_index(["claim", "check"])
+    rows = [row for _, row in table.iterrows()]
+    out["reproduced if"] = [f"{row['measured']}\n{span(row['reproduced_if'])}".strip() for row in rows]
+    said = ["\n".join(filter(None, [*claims.said(row), claims.published(row)])) for row in rows]
+    out["value"] = [text.replace(", ", ",\N{NO-BREAK SPACE}") for text in said]  # an interval stays on one line
+    out = out.set_index(["claim", "check"])
+    out.attrs["words"] = True  # for `with_caption`: cells to be read, not compared
+    return out
