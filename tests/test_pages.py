@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 import yaml
 
-from vaegap.lab import captions, experiments, gathering, grid, runs, tables
+from vaegap.lab import captions, experiments, gathering, grid, latents, runs, tables
 from vaegap.lab.parameters import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,8 +167,23 @@ def test_wide_sandwiches_are_marked(record: runs.Record, width: float):
     assert ("above" in shown.loc["BDMC width", "A"]) == (width > tables.WIDEST)
 
 
+def test_the_gap_is_shared_out_among_active_units(record: runs.Record):
+    found = gathering.Found()
+    found["A"], found["B"] = [record, record], []
+    shown = latents.shares(found)
+    assert not isinstance(shown, str) and list(shown.index) == ["A"]
+    units = int(record.value("active_units", split="train"))
+    gap = float(tables.headline(record).loc["approximation", "mean"])
+    number, _, error = shown.iloc[0, 1].split(" (")[0].partition(" ± ")
+    assert shown.iloc[0, 0] == f"{units}, {units}"
+    assert abs(float(number) * units - gap) <= units * float(error)
+    counted = latents.active_units({"digits": found})
+    assert not isinstance(counted, str) and list(counted.index) == [("digits", "A")]
+
+
 def test_nothing_to_draw():
     empty = gathering.Found()
     empty["A"] = []
     assert tables.gap_figure({"digits": empty}, {"train": "training"}) == "no records of this profile yet"
     assert tables.show(tables.gap_table(empty)) == "no records of this profile yet"
+    assert latents.shares(empty) == latents.active_units({"digits": empty}) == "no records of this profile yet"

@@ -1,0 +1,65 @@
+"""How many latent variables a model uses, and how much of its approximation gap falls to each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vaegap.lab.captions import Found
+from vaegap.lab.claims import t95
+from vaegap.lab.tables import NOTHING, headline
+from vaegap.rounding import plus_minus
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["active_units", "shares"]
+
+
+def active_units(groups: Mapping[str, Found]) -> pd.DataFrame | str:
+    """Active units on held-out images, a row a model and a column a training run; a sentence where there are no runs.
+
+    Source: Burda, Grosse & Salakhutdinov 2016, section 4.2: the variance of the posterior mean exceeds 0.01.
+    """
+    import pandas as pd
+
+    units = {
+        (title, label): {f"seed {r.params['seed']}": int(r.value("active_units", split="test")) for r in records}
+        for title, found in groups.items()
+        for label, records in found.items()
+        if records
+    }
+    return pd.DataFrame(units).T.astype("Int64").astype(object).fillna("no run yet") if units else NOTHING
+
+
+def shares(found: Found, split: str = "train") -> pd.DataFrame | str:
+    """Active units and the approximation gap divided by their number, a row a model; a sentence without runs.
+
+    An inactive latent has the prior as its posterior, which every family holds: only active ones can cost anything.
+
+    Args:
+        found: records by model.
+        split: of the images.
+
+    Returns:
+        Columns: active units (of each training run), and nats a unit: mean ± half width of the interval over images,
+        averaged over training runs (± that of the t-interval over them).
+    """
+    import pandas as pd
+
+    rows = {}
+    for label, records in found.items():
+        units = [int(r.value("active_units", split=split)) for r in records]
+        gaps = [headline(r, split).loc["approximation", ["mean", "ci_low", "ci_high"]].astype(float) for r in records]
+        each = pd.Series([g["mean"] / u for g, u in zip(gaps, units, strict=True)], dtype=float)
+        half = pd.Series([(g["ci_high"] - g["ci_low"]) / 2 / u for g, u in zip(gaps, units, strict=True)], dtype=float)
+        if not units:
+            continue
+        count = len(units)
+        seeds = each.std() * t95(count - 1) / math.sqrt(count) if count > 1 else math.nan
+        rows[label] = {
+            "active units": ", ".join(map(str, units)),
+            "approximation gap per active unit (nats)": plus_minus(each.mean(), half.mean(), seeds),
+        }
+    return pd.DataFrame(rows).T if rows else NOTHING
