@@ -8,7 +8,8 @@ types a verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["VERDICTS", "Check", "Verdict", "describe", "evaluate", "judge", "ledger", "read_claims", "report", "t95"]
+__all__ = [
+    "VERDICTS",
+    "Check",
+    "Verdict",
+    "describe",
+    "evaluate",
+    "judge",
+    "ledger",
+    "over_seeds",
+    "read_claims",
+    "report",
+]
 
 VERDICTS = ("reproduced", "same direction", "not reproduced", "undecided at this scale")
 
@@ -245,13 +257,25 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     images = (math.nan, math.nan) if counted else (float(ends[0]), float(ends[1]))
     spread = None
     if len(points) > 1:
-        half = t95(len(points) - 1) * float(np.std(points, ddof=1)) / math.sqrt(len(points))
+        half = over_seeds(points)
         spread = (value - half, value + half)
     known = [interval for interval in (images, spread) if interval and not math.isnan(interval[0])]
     verdict = "undecided at this scale"
     if known:
         verdict = _verdict(min(low for low, _ in known), max(high for _, high in known), check)
     return Verdict(check, verdict, value, images, spread, len(seeds), sorted(set(used)))
+
+
+def over_seeds(values: Sequence[float]) -> float:
+    """Half width of the 95 % t-interval of the mean of some training runs; NaN for fewer than two.
+
+    Example:
+        >>> round(over_seeds([1.0, 2.0, 3.0]), 3)
+        2.484
+    """
+    if len(values) < 2:
+        return math.nan
+    return t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def t95(freedom: int) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vaegap.lab.captions import Found
-from vaegap.lab.claims import t95
+from vaegap.lab.claims import over_seeds
 from vaegap.lab.tables import NOTHING, headline
 from vaegap.rounding import plus_minus
 
@@ -56,10 +55,8 @@ def shares(found: Found, split: str = "train") -> pd.DataFrame | str:
         half = pd.Series([(g["ci_high"] - g["ci_low"]) / 2 / u for g, u in zip(gaps, units, strict=True)], dtype=float)
         if not units:
             continue
-        count = len(units)
-        seeds = each.std() * t95(count - 1) / math.sqrt(count) if count > 1 else math.nan
         rows[label] = {
             "active units": ", ".join(map(str, units)),
-            "approximation gap per active unit (nats)": plus_minus(each.mean(), half.mean(), seeds),
+            "approximation gap per active unit (nats)": plus_minus(each.mean(), half.mean(), over_seeds(each.tolist())),
         }
     return pd.DataFrame(rows).T if rows else NOTHING

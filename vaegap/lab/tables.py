@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaegap.lab.captions import Caption, caption, live, with_caption
-from vaegap.lab.claims import t95
+from vaegap.lab.claims import over_seeds
 from vaegap.lab.files import find_root
 from vaegap.lab.gathering import DATASETS, Found, collect
 from vaegap.lab.records import Record
@@ -113,14 +113,13 @@ def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **lab
             continue
         summaries = [headline(r, split, **labels) for r in records]
         means = pd.concat([s["mean"] for s in summaries], axis=1)
-        count = len(records)
         columns[label] = pd.DataFrame(
             {
                 "mean": means.mean(axis=1),
                 "mcse": pd.concat([s["mcse"] for s in summaries], axis=1).mean(axis=1),
                 "images": pd.concat([(s["ci_high"] - s["ci_low"]) / 2 for s in summaries], axis=1).mean(axis=1),
-                "seeds": means.std(axis=1) * t95(count - 1) / math.sqrt(count) if count > 1 else math.nan,
-                "runs": count,
+                "seeds": means.apply(lambda row: over_seeds(row.tolist()), axis=1),
+                "runs": len(records),
             }
         )
     if not columns:

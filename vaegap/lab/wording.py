@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vaegap.lab.captions import Found
-from vaegap.lab.claims import t95
+from vaegap.lab.claims import over_seeds
 from vaegap.lab.records import Record
 from vaegap.lab.tables import NOTHING, headline, headline_gaps
 from vaegap.rounding import decimals
@@ -105,8 +105,8 @@ def _mean(values: Mapping[int, pd.Series]) -> tuple[float, float]:
     each = pd.concat(values, axis=1)
     images = 1.96 * each.mean(axis=1).std() / math.sqrt(len(each))
     means = each.mean()
-    seeds = t95(len(means) - 1) * means.std() / math.sqrt(len(means)) if len(means) > 1 else 0.0
-    return float(means.mean()), float(max(images, seeds))
+    seeds = over_seeds(means.tolist())
+    return float(means.mean()), float(images if math.isnan(seeds) else max(images, seeds))
 
 
 def _split(label: str, model: Runs) -> str:
