@@ -64,7 +64,7 @@ def draw() -> Figure:
     for level, word, style in ((0.5, "variance infinite", ":"), (0.7, "unreliable", "--")):
         right.axhline(level, color=ENCODER, lw=1.2, ls=style)
         right.annotate(word, (0.86, level), (0, 3), textcoords="offset points", va="bottom", fontsize=9)
-    right.set(xlabel="width $s$ of the proposal", ylabel=r"tail shape $\kappa$", ylim=(-0.35, 1.15), xlim=(0.26, 1.4))
+    right.set(xlabel="width $s$ of the proposal", ylabel=r"tail shape $\kappa$", ylim=(-0.35, 1.15), xlim=(0.26, 1.5))
     right.legend(loc="lower left")
     return fig
 

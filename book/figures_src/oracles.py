@@ -46,7 +46,11 @@ def draw() -> Figure:
     rhos = np.linspace(0, 0.98, 99)
     middle.plot(rhos, -0.5 * np.log(1 - rhos**2), color=APPROX, label="$1/\\Lambda_{ii}$")
     middle.plot(
-        rhos, 0.5 * (2 / (1 - rhos**2) - 2 - np.log(1 / (1 - rhos**2))), color=ENCODER, ls="--", label="$\\Sigma_{ii}$"
+        rhos,
+        0.5 * (2 / (1 - rhos**2) - 2 - np.log(1 / (1 - rhos**2))),
+        color=ENCODER,
+        ls="--",
+        label="$(\\Lambda^{-1})_{ii}$",
     )
     middle.set(xlabel=r"correlation $\rho$", ylabel="KL$(q\\|p)$ (nats)", ylim=(0, 3))
     middle.legend(loc="upper left", title="variance of $q$", title_fontsize=9)

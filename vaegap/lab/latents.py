@@ -1,4 +1,4 @@
-"""How many latent variables a model uses, and how much of its approximation gap falls to each."""
+"""Gaps seen from the latent variables: how many a model uses, what falls to each, and the two of the picture."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from vaegap.lab.captions import Found
 from vaegap.lab.claims import over_seeds
+from vaegap.lab.records import Record
 from vaegap.lab.tables import NOTHING, headline
 from vaegap.rounding import plus_minus
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["active_units", "shares"]
+__all__ = ["active_units", "plane_gaps", "plane_table", "shares"]
 
 
 def active_units(groups: Mapping[str, Found]) -> pd.DataFrame | str:
@@ -59,4 +60,30 @@ def shares(found: Found, split: str = "train") -> pd.DataFrame | str:
             "active units": ", ".join(map(str, units)),
             "approximation gap per active unit (nats)": plus_minus(each.mean(), half.mean(), over_seeds(each.tolist())),
         }
+    return pd.DataFrame(rows).T if rows else NOTHING
+
+
+def plane_gaps(record: Record) -> pd.DataFrame:
+    """Approximation, amortization and inference gap (nats) of each split and image of a "posterior_2d" record."""
+    rows = record.select(metric="kl")
+    wide = rows[rows["image"] != "mean"].pivot(index=["split", "image"], columns="family", values="value")
+    wide["approximation"], wide["inference"] = wide["gaussian"], wide["amortized"]
+    wide["amortization"] = wide["inference"] - wide["approximation"]
+    gaps: pd.DataFrame = wide[["approximation", "amortization", "inference"]].rename_axis(columns=None)
+    return gaps
+
+
+def plane_table(found: Found) -> pd.DataFrame | str:
+    """Gaps of "posterior_2d" records: "mean ± standard error, median" in nats, a row for each run and split."""
+    import pandas as pd
+
+    rows = {}
+    for label, records in found.items():
+        for record in records:
+            for split, part in plane_gaps(record).groupby("split", sort=False):
+                cells = {
+                    f"{gap} gap, nats": f"{plus_minus(each.mean(), each.sem())}, median {each.median():.2f}"
+                    for gap, each in part.items()
+                }
+                rows[label, f"seed {record.params['seed']}", split] = cells
     return pd.DataFrame(rows).T if rows else NOTHING

@@ -309,6 +309,7 @@ def ledger(table: pd.DataFrame) -> pd.DataFrame:
     rows = [row for _, row in table.iterrows()]
     out["reproduced if"] = [f"{row['measured']}\n{span(row['reproduced_if'])}".strip() for row in rows]
     said = ["\n".join(filter(None, [*claims.said(row), claims.published(row)])) for row in rows]
+    said = [text.replace("transcription unverified", "unverified") for text in said]  # the page says of what
     out["value"] = [text.replace(", ", ",\N{NO-BREAK SPACE}") for text in said]  # an interval stays on one line
     out = out.set_index(["claim", "check"])
     out.attrs["words"] = True  # for `with_caption`: cells to be read, not compared
