@@ -151,7 +151,7 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
         out[label] = cells
     order = [*ROWS.values(), "training runs"]
     table = pd.DataFrame(out).fillna("")
-    return table.loc[[row for row in order if row in table.index]].rename_axis(columns=title or None)
+    return table.loc[[row for row in order if row in table.index]].rename_axis(columns=f"{title}, nats" if title else "nats")
 
 
 def levels(summary: pd.DataFrame) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def levels(summary: pd.DataFrame) -> pd.DataFrame:
         label = ROWS.get(str(name)) or (f"{plain} gap" if plain in ("approximation", "amortization") else str(name))
         interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
         rows[label] = {"mean ± mcse": plus_minus(row["mean"], row["mcse"]), "95 % over images": interval}
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows).T.rename_axis(columns="nats")
 
 
 def means(groups: Any) -> pd.DataFrame:
@@ -219,7 +219,7 @@ def published(name: str, root: Path | None = None) -> pd.DataFrame:
     content = _published(name, root)
     rows = pd.DataFrame(content["columns"]).T
     rows.columns = pd.Index([ROWS.get(c, c) for c in content["rows"]])
-    return rows.T
+    return rows.T.rename_axis(columns="nats")
 
 
 def source(name: str, root: Path | None = None) -> Caption:
