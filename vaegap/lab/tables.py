@@ -151,7 +151,9 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
         out[label] = cells
     order = [*ROWS.values(), "training runs"]
     table = pd.DataFrame(out).fillna("")
-    return table.loc[[row for row in order if row in table.index]].rename_axis(columns=f"{title}, nats" if title else "nats")
+    return table.loc[[row for row in order if row in table.index]].rename_axis(
+        columns=f"{title}, nats" if title else "nats"
+    )
 
 
 def levels(summary: pd.DataFrame) -> pd.DataFrame:
