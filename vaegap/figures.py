@@ -155,8 +155,8 @@ def gap_bands(
     """Bands between log p̂, L[q*] and L[q] over epochs (the paper's figure on generalization)."""
     ax = _axes(ax, figsize=(4, 3))
     ax.fill_between(epochs, best, log_p, color=COLORS["approximation"], alpha=0.5, label="approximation")
-    orange = (COLORS["amortization"], 0.5)  # transparent itself, so that the hatching is not
-    ax.fill_between(epochs, amortized, best, facecolor=orange, hatch="//", lw=0, label="amortization")
+    pale = "#F2CF80"  # the colour half way to white; opaque, for in SVG a pattern fades with what it fills
+    ax.fill_between(epochs, amortized, best, facecolor=pale, hatch="//", lw=0, label="amortization")
     levels = (log_p, "-", LABELS["log_p"]), (best, "--", r"$\mathcal{L}[q^*]$"), (amortized, ":", LABELS["L_q"])
     for values, style, name in levels:
         ax.plot(epochs, values, style, color="0.4", lw=1, label=f"_{name}")  # for `describing`, not for the legend
