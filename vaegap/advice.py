@@ -22,6 +22,7 @@ FAMILY_WORDS = {
 
 ENOUGH_IMAGES = 20  # fewer do not tell a latent that is inactive from one that they happen not to need
 
+_FEW = 0.1  # of the images may lack a q* before gaps to it say nothing about the family
 _SMALL = 0.1  # nats: less than anybody would change a model for
 
 
@@ -68,7 +69,10 @@ def advise(parts: dict[str, Part], family: str, certificate: Certificate | None 
     found = []
     if _clear(amortization):
         found.append(_encoder(total, amortization, part, learned))
-    if _clear(rows.loc[f"approximation_{family}"]):
+    settled = len(part.unsettled) <= _FEW * len(
+        part.table
+    )  # else what is left to q* would be laid at the family's door
+    if settled and _clear(rows.loc[f"approximation_{family}"]):
         found.append(_family(rows, family, loose))
     if part.refined is not None and part.refined.gain > _SMALL and part.refined.low > 0:
         tried = part.refined

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from vaegap.bases import Base, make_base
-from vaegap.bounds import Bound, encode, evaluating, image_chunks, log_mean_exp, make_generator, output_width
+from vaegap.bounds import (
+    Bound,
+    encode,
+    evaluating,
+    image_chunks,
+    log_mean_exp,
+    make_generator,
+    matching,
+    output_width,
+)
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
 from vaegap.hmc import transition
@@ -185,7 +194,7 @@ def ais(
         diverged (acceptance near 0) are in `flagged`.
 
     Raises:
-        InputError: unusable images, or a weight that is not finite.
+        InputError: unusable images, a `Posterior` for other images, or a weight that is not finite.
 
     Source: Neal 2001; Wu et al. 2017; Cremer et al. 2018, supplement on AIS.
 
@@ -201,7 +210,9 @@ def ais(
     generator = make_generator(vae, seed)
     pieces = []
     with evaluating(vae):
-        if base in ("posterior", "mixture"):
+        if isinstance(base, Posterior):
+            matching(vae, x, base)
+        elif base in ("posterior", "mixture"):
             encode(vae, x)  # what is wrong with the encoder is told with the images' own indices, not a chunk's
         chunks = _chunks(x, num_chains)
         progressed = bar(total=len(chunks) * num_temperatures, desc="AIS", show=progress)
@@ -264,7 +275,7 @@ def bdmc(
             first = vae.decode(z[:1]).sample().flatten(1)
             rows = max(1, 2**20 // output_width(vae, first))
             x = torch.cat([vae.decode(part).sample() for part in z.split(rows)]).flatten(1).to(vae.dtype)
-        start = base(x) if callable(base) else base
+        start = matching(vae, x, base(x)) if callable(base) else base
         chunks = _chunks(x, num_chains)
         progressed = bar(total=2 * len(chunks) * num_temperatures, desc="BDMC", show=progress)
         for part in chunks:

@@ -39,8 +39,11 @@ def ascend(
     frozen: Collection[str] = (),
     path: bool = True,
 ) -> Iterator[Posterior]:
-    """Adam on every tensor of q that is not frozen; yields the posterior, changed in place, after each step."""
-    factors = q.family.learning_rates()
+    """Adam on every tensor of q that is not frozen; yields the posterior, changed in place, after each step.
+
+    Without `path` as in the published procedure: one learning rate for all, and plain reparameterized gradients.
+    """
+    factors = q.family.learning_rates() if path else {}
     params: dict[str, Tensor] = {k: v.detach().clone() for k, v in q.params.items()}
     groups = []
     for name, value in params.items():

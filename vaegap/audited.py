@@ -74,6 +74,7 @@ class Part:
         source: what log p̂ is: "ais" or "iwae" from q*, or AIS from the "prior" or the "mixture" of q and the prior.
         beyond: nats by which a `source` that is no "ais" or "iwae" is above those on average.
         activity_best: as `activity`, of the mean of the factorized q*; empty where none was fitted.
+        unsettled: image -> why the ascent to q* of the encoder's own family did not end there.
     """
 
     table: pd.DataFrame
@@ -89,6 +90,7 @@ class Part:
     source: str = "ais"
     beyond: float = 0.0
     activity_best: list[float] = field(default_factory=list)
+    unsettled: dict[int, str] = field(default_factory=dict)
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -214,6 +216,7 @@ class Audit:
                 source=fields.get("source", "ais"),
                 beyond=_numbers(fields.get("beyond", 0.0)),
                 activity_best=_numbers(fields.get("activity_best", [])),
+                unsettled={int(k): v for k, v in fields.get("unsettled", {}).items()},
             )
         return cls(
             parts,

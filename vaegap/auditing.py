@@ -32,7 +32,7 @@ from vaegap.settling import settled
 
 __all__ = ["Audit", "audit", "known_families"]
 
-_REFINE = Recipe(20, 4, 0.05, 0.99, rounds=1)
+_REFINE = Recipe(20, 4, 0.3, rounds=1)
 
 
 def audit(
@@ -249,6 +249,7 @@ def _part(
         loosest = result.table["inference"].sort_values(ascending=False).index[:worst].tolist()
         pictures = [picture(model, images[i], mean[i], numbers[i], order) for i in loosest]
     weighted = result.evidence.iwae
+    unsettled = result.fits[result.family].bound.flagged or {}
     return Part(
         table,
         errors,
@@ -263,6 +264,7 @@ def _part(
         str(getattr(result.evidence, "source", "ais")),
         beyond,
         _list(best.posterior.mean.double().var(0)) if (best := result.fits.get("gaussian")) else [],
+        {numbers[i]: why for i, why in unsettled.items()},
     )
 
 

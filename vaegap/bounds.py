@@ -16,6 +16,7 @@ from vaegap.posteriors import Posterior
 
 __all__ = [
     "Bound",
+    "controlled_log_weights",
     "elbo",
     "elbo_unchecked",
     "encode",
@@ -24,6 +25,7 @@ __all__ = [
     "iwae",
     "join_bounds",
     "make_generator",
+    "matching",
     "output_width",
 ]
 
@@ -187,10 +189,23 @@ def elbo_unchecked(
     vae: Model, x: Tensor, num_samples: int, posterior: Posterior | None = None, seed: int | None = None
 ) -> Bound:
     """`elbo` for images that were checked before; values that are not finite stay in it."""
-    generator = make_generator(vae, seed)
     means, errors = [], []
+    for log_w in controlled_log_weights(vae, x, num_samples, posterior, seed):
+        means.append(log_w.double().mean(0))
+        errors.append(log_w.double().std(0) / math.sqrt(num_samples))
+    return Bound(torch.cat(means), torch.cat(errors), "lower", num_samples)
+
+
+def controlled_log_weights(
+    vae: Model, x: Tensor, num_samples: int, posterior: Posterior | None = None, seed: int | None = None
+) -> Iterator[Tensor]:
+    """The terms (S, n) that the ELBO is the mean of, for one group of consecutive images after the other.
+
+    Posteriors of one family that are given the same images and the same seed get the same noise.
+    """
+    generator = make_generator(vae, seed)
     with evaluating(vae):
-        q_all = _proposal(vae, x, posterior)
+        q_all = matching(vae, x, posterior)
         width = output_width(vae, x)
         inner = min(num_samples, max(1, _CHUNK_FLOATS // width))  # samples drawn at once
         for part in image_chunks(len(x), num_samples * width, device=x.device):
@@ -203,13 +218,15 @@ def elbo_unchecked(
             kl = q.kl() if vae.prior is None else None
             if kl is not None:
                 log_w = _control(log_w, excess - kl)
-            means.append(log_w.double().mean(0))
-            errors.append(log_w.double().std(0) / math.sqrt(num_samples))
-    return Bound(torch.cat(means), torch.cat(errors), "lower", num_samples)
+            yield log_w
 
 
-def _proposal(vae: Model, x: Tensor, posterior: Posterior | None) -> Posterior:
-    """The encoder's q, or the posterior given if it belongs to these images: broadcasting would hide a mismatch."""
+def matching(vae: Model, x: Tensor, posterior: Posterior | None) -> Posterior:
+    """The encoder's q, or the posterior given if it belongs to these images: broadcasting would hide a mismatch.
+
+    Raises:
+        InputError: it is for another number of images or latents, or in another precision or place.
+    """
     if posterior is None:
         return encode(vae, x)
     have, want = (len(posterior), posterior.family.latent_dim), (len(x), vae.latent_dim)
@@ -217,6 +234,12 @@ def _proposal(vae: Model, x: Tensor, posterior: Posterior | None) -> Posterior:
         raise InputError(
             f"the posterior is for {have[0]} images and {have[1]} latents, but there are {want[0]} images and "
             f"{want[1]} latents"
+        )
+    some = posterior.params["mean"]
+    if (some.dtype, some.device) != (vae.dtype, vae.device):
+        raise InputError(
+            f"the posterior is in {some.dtype} on {some.device}, the model in {vae.dtype} on {vae.device}: bring its "
+            "tensors there with .to(...)"
         )
     return posterior
 
@@ -267,7 +290,7 @@ def iwae(
     generator = make_generator(vae, seed)
     values, errors, ess, khat = [], [], [], []
     with evaluating(vae):
-        q_all = _proposal(vae, x, posterior)
+        q_all = matching(vae, x, posterior)
         inner = min(num_samples, max(1, _CACHE_FLOATS // output_width(vae, x)))  # samples drawn at once
         for part in image_chunks(len(x), inner * output_width(vae, x), 256, x.device):
             q, pieces = q_all[part], []

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vaegap.ascent import ascend
-from vaegap.bounds import Bound, elbo, elbo_unchecked, evaluating, join_bounds, make_generator
+from vaegap.bounds import Bound, controlled_log_weights, elbo, evaluating, join_bounds, make_generator
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
 from vaegap.models import Model
+from vaegap.natural import ascend_naturally, is_plain_gaussian
 from vaegap.posteriors import Family, Posterior
 from vaegap.posteriors.lifting import lift, same_form
 from vaegap.progress import bar
@@ -27,14 +28,17 @@ class Recipe:
     """How one family is optimised.
 
     Args:
-        steps: Adam steps of the first round; later rounds take half.
+        steps: steps of the first round; later rounds take half.
         samples: noise vectors per image and step (antithetic pairs).
-        lr: learning rate, falling to 1 % by cosine in each round.
+        lr: learning rate, falling to 1 % by cosine in each round: of Adam, or for Gaussians of the natural gradient.
         beta2: Adam's second decay.
         chunk: images optimised together.
         start: the poorer family it starts from; "" for the encoder.
-        rounds: most rounds; an image leaves after a round that gained less than `tolerance`.
-        tolerance: nats.
+        rounds: most rounds at falling rates, each half the last; an image leaves after a round that gained less than
+            `tolerance`.
+        repeats: most rounds at the full rate before the rate falls: an image that gained more than `far` in a round
+            had not arrived: one round moves a number only so far.
+        tolerance, far: nats.
         judges: samples an image on which an end is compared with its start; the end is reported on others.
 
     Raises:
@@ -50,12 +54,15 @@ class Recipe:
     rounds: int = 3
     tolerance: float = 0.02
     judges: int = 200
+    repeats: int = 0
+    far: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.samples, self.chunk, self.rounds, self.judges - 1) < 1 or self.samples % 2:
+        counts = min(self.steps, self.samples, self.chunk, self.rounds, self.judges - 1, self.repeats + 1)
+        if counts < 1 or self.samples % 2 or not self.lr > 0:
             raise InputError(
-                "a recipe needs steps, chunk and rounds of at least 1, 2 judges or more, and samples in pairs; "
-                f"got {self}"
+                "a recipe needs steps, chunk and rounds of at least 1, a positive lr, 2 judges or more, and samples in "
+                f"pairs; got {self}"
             )
 
 
@@ -64,7 +71,8 @@ class LocalFit:
     """A locally optimal posterior.
 
     Args:
-        bound: L[q*] per image, on samples that neither the optimiser nor the choice of start or end saw.
+        bound: L[q*] per image, on samples that neither the optimiser nor the choice of start or end saw. Images whose
+            ascent diverged, or still gained in its last round, are in its `flagged`.
         posterior: q*.
         start: L of the start, per image, on the samples on which it was compared with the end.
         steps: optimisation steps that each image took (N,).
@@ -122,12 +130,11 @@ def climb(
         index, chunk_seed = pieces[number].to(x.device), seed + 7919 * (number + 1)
         begin = start[index] if own else lift(start[index], family)
         try:
-            best, before, steps, lost = _climb_chunk(vae, x[index], begin, plan, force_dtype, chunk_seed, frozen)
+            best, before, steps, notes = _climb_chunk(vae, x[index], begin, plan, force_dtype, chunk_seed, frozen)
             fresh = elbo(vae, x[index], max(2, num_eval), best, seed=chunk_seed + 101)
         except InputError as error:
             raise error.among(pieces[number].tolist()) from error
-        fresh = replace(fresh, flagged=dict.fromkeys(lost, "the ascent diverged: this is where it started") or None)
-        reports[number] = fresh, before, steps
+        reports[number] = replace(fresh, flagged=notes or None), before, steps
         with guard:
             for name, value in best.params.items():
                 if name in frozen:
@@ -158,41 +165,53 @@ def _climb_chunk(
     force_dtype: torch.dtype | None,
     seed: int,
     frozen: Collection[str],
-) -> tuple[Posterior, Bound, Tensor, list[int]]:
-    """Rounds of ascent; an image leaves after a round that gained less than the tolerance or the noise.
+) -> tuple[Posterior, Bound, Tensor, dict[int, str]]:
+    """Rounds of ascent; an image leaves when a round gained less than asked for, or than the noise.
 
-    Returns the better of start and end, L of the start, the steps each image took, and the images that diverged.
+    Returns the better of start and end, L of the start, the steps each image took, and the images to flag.
     """
     generator = make_generator(vae, seed)
     joint = LogJoint(vae, x, force_dtype)
     best = start.detach()
-    level = first = elbo(vae, x, plan.judges, best, seed=seed)
+    flagged: dict[int, str] = {}
+    first = elbo(vae, x, plan.judges, best, seed=seed)
     steps = torch.zeros(len(x), dtype=torch.long)
-    active = torch.arange(len(x), device=x.device)
-    lost: list[int] = []
-    for done in range(plan.rounds):
-        num = plan.steps if done == 0 else plan.steps // 2
-        begin = pick_rows(best, active, frozen)
-        with torch.enable_grad():
-            lr = plan.lr * 0.5**done
-            *_, end = ascend(joint.subset(active), begin, num, plan.samples, lr, plan.beta2, generator, frozen)
-        steps[active.cpu()] += num
-        end = end.detach()
-        # the same noise as before: a paired comparison
-        new = elbo_unchecked(vae, x[active], plan.judges, end, seed=seed)
-        finite = torch.isfinite(new.per_image)
-        lost += active[~finite].tolist()
-        gain = (new.per_image - level.per_image[active]).where(finite, -torch.inf)
-        noise = (new.mcse_per_image.square() + level.mcse_per_image[active].square()).sqrt()
-        won = (gain > -noise).nonzero().flatten()  # in doubt the end: ascents seldom lose, and a noisy start can shine
-        best = put_rows(best, active[won], pick_rows(end, won, frozen), frozen)
-        values, errors = level.per_image.clone(), level.mcse_per_image.clone()
-        values[active[won]], errors[active[won]] = new.per_image[won], new.mcse_per_image[won]
-        level = replace(level, per_image=values, mcse_per_image=errors)
-        active = active[gain > torch.maximum(2 * noise, torch.full_like(noise, plan.tolerance))]
+    gain = torch.full_like(first.per_image, torch.inf)  # of each image's last round, as far as it is beyond doubt
+    rates = [plan.lr] * (1 + plan.repeats) + [plan.lr * 0.5**k for k in range(1, plan.rounds)]
+    for done, lr in enumerate(rates):
+        active = (gain > (plan.far if done <= plan.repeats else plan.tolerance)).nonzero().flatten()
         if len(active) == 0:
-            break
-    return best, first, steps, sorted(set(lost))
+            continue  # later rounds ask for less
+        num = plan.steps if done == 0 else max(1, plan.steps // 2)
+        begin = pick_rows(best, active, frozen)
+        if is_plain_gaussian(begin):
+            end = ascend_naturally(joint.subset(active), begin, num, plan.samples, lr, generator)
+        else:
+            with torch.enable_grad():
+                *_, last = ascend(joint.subset(active), begin, num, plan.samples, lr, plan.beta2, generator, frozen)
+            end = last.detach()
+        steps[active.cpu()] += num
+        difference, noise, calmer = _compare(vae, x[active], begin, end, plan.judges, seed)
+        finite = torch.isfinite(difference)
+        flagged |= dict.fromkeys(active[~finite].tolist(), "the ascent diverged: this is where it started")
+        # in doubt the one whose log-weights spread less: a start can shine by luck, and so can a lost end
+        won = ((difference > noise) | ((difference > -noise) & calmer)).nonzero().flatten()
+        best = put_rows(best, active[won], pick_rows(end, won, frozen), frozen)
+        gain[active] = difference.where(finite & (difference > 2 * noise), 0.0)
+    if len(rates) > 1:
+        for i in (gain > plan.far).nonzero().flatten().tolist():
+            flagged[i] = f"the ascent has not ended: its last round still gained {gain[i]:.2f} nats"
+    return best, first, steps, flagged
+
+
+def _compare(
+    vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L[end] - L[begin] on the same noise, its standard error, and whether the end's log-weights spread less (N,)."""
+    groups = zip(*(controlled_log_weights(vae, x, num, q, seed) for q in (begin, end)), strict=True)
+    before, after = (torch.cat(group, 1).double() for group in zip(*groups, strict=True))
+    gains = after - before
+    return gains.mean(0), gains.std(0) / num**0.5, after.std(0) <= before.std(0)
 
 
 def pick_rows(q: Posterior, index: Tensor, frozen: Collection[str]) -> Posterior:

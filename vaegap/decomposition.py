@@ -13,7 +13,7 @@ from vaegap.bounds import Bound, elbo, evaluating, iwae
 from vaegap.errors import InputError
 from vaegap.local import RECIPES, LocalFit, optimize_local
 from vaegap.models import Model
-from vaegap.posteriors import FAMILIES, Posterior
+from vaegap.posteriors import FAMILIES, Posterior, make_family
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +87,17 @@ class Gaps:
             worst = max(worst, float((self.table["inference"] - parts).abs().max()))
         return worst
 
+    @property
+    def flagged(self) -> dict[int, list[str]]:
+        """Images whose numbers should not be trusted, with the reasons, in ascending order."""
+        notes: list[tuple[int, str]] = [
+            (i, f"q* missed a posterior mode: log p̂ is too small by {v:.1f} nats")
+            for i, v in self.evidence.missed.items()
+        ]
+        for name, bound in [("AIS", self.evidence.ais), *((f"q* {k}", fit.bound) for k, fit in self.fits.items())]:
+            notes += [(i, f"{name}: {why}") for i, why in (bound.flagged or {}).items()]
+        return {i: [why for k, why in notes if k == i] for i in sorted({i for i, _ in notes})}
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw log p̂, L[q*] and L[q] with the gaps between them."""
         from vaegap import figures
@@ -96,7 +107,12 @@ class Gaps:
     def __repr__(self) -> str:
         text = self.summary[["mean", "mcse", "ci_low", "ci_high"]].round(3).to_string()
         width = f"; BDMC width {self.evidence.sandwich.width:.3f} nats" if self.evidence.sandwich else ""
-        return f"Gaps of {len(self.table)} images, encoder family {self.family}{width}\n{text}"
+        bad = self.flagged
+        first = f"{next(iter(bad))}: {next(iter(bad.values()))[0]}" if bad else ""
+        note = (
+            f"\n{len(bad)} of {len(self.table)} images are flagged, see .flagged (first: image {first})" if bad else ""
+        )
+        return f"Gaps of {len(self.table)} images, encoder family {self.family}{width}\n{text}{note}"
 
 
 def summarize(table: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
@@ -226,14 +242,14 @@ def _higher(wide: Bound, annealed: Bound) -> dict[int, float]:
 def gaps(
     vae: Model,
     x: Tensor,
-    families: tuple[str, ...] = ("gaussian", "full_gaussian"),
+    families: str | tuple[str, ...] = ("gaussian", "full_gaussian"),
     num_samples: int = 500,
     num_chains: int = 16,
     num_temperatures: int = 20,
     certify: int = 100,
     check_modes: bool = False,
     force_dtype: torch.dtype | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     progress: bool = False,
 ) -> Gaps:
     r"""Decompose the inference gap of a VAE on some images.
@@ -251,11 +267,11 @@ def gaps(
         certify: images to simulate for the BDMC width; 0 leaves log p̂ without a certificate.
         check_modes: look for posterior modes that q* missed (see `log_evidence`); costs about as much again.
         force_dtype: precision of the decoder's gradients, e.g. torch.bfloat16.
-        seed: of everything random.
+        seed: of everything random; None draws one from torch's global state.
         progress: show bars.
 
     Returns:
-        `Gaps`: `.per_image`, `.summary`, `.plot()`.
+        `Gaps`: `.per_image`, `.summary`, `.flagged`, `.plot()`.
 
     Raises:
         InputError: unusable images, an unknown family, or a single chain.
@@ -272,12 +288,19 @@ def gaps(
         >>> result.identity_error < 1e-9
         True
     """
-    unknown = [f for f in families if f not in FAMILIES]
+    families = (families,) if isinstance(families, str) else tuple(families)
+    unknown = [f for f in families if not isinstance(f, str) or f not in FAMILIES]
     if unknown:
         raise InputError(f"unknown posterior families {unknown}; choose from {', '.join(FAMILIES)}")
-    if num_samples < 2:
-        raise InputError(f"num_samples={num_samples}: an error bar needs at least 2")
+    if num_samples < 2 or num_chains < 2 or num_temperatures < 1 or certify < 0:
+        raise InputError(
+            f"num_samples={num_samples}, num_chains={num_chains}, num_temperatures={num_temperatures}, "
+            f"certify={certify}: an error bar needs at least 2 samples and chains, AIS a temperature"
+        )
     x = vae.check(x)
+    for name in families:
+        make_family(name, vae.latent_dim)  # a flow of one latent is refused before anything is computed
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
     with evaluating(vae):
         own = vae.encode(x[:1]).family.name
     wanted = [f for f in FAMILIES if f in (*families, own)]

@@ -68,6 +68,14 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
                         "without changing the image, and try a richer family")
             )  # fmt: skip
         found += _disorder(part, which)
+        if part.unsettled:
+            first = next(iter(part.unsettled))
+            found.append(
+                Finding("unsettled", f"q* was not found for {len(part.unsettled)} of {len(part.table)} {which} (first: "
+                        f"image {first}: {part.unsettled[first]})",
+                        "their approximation gaps are too large and their amortization gaps too small: call "
+                        "vaegap.optimize_local on them with a recipe of more steps, and look at the encoder's q there")
+            )  # fmt: skip
         if part.stuck:
             found.append(
                 Finding("stuck", f"the AIS chains of {len(part.stuck)} {which} hardly move (first: image "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vaegap.errors import InputError
-from vaegap.fast import elu_
+from vaegap.fast import ELU, MLP, elu_
 from vaegap.models import VAE, Model
 
 __all__ = ["LogJoint"]
@@ -40,12 +40,12 @@ class LogJoint:
         self.model, self.x = model, x
         self.layers = _mlp_layers(model)
         if self.layers is not None:
+            linear, self.activation = self.layers
             dtype = force_dtype or model.dtype
             self.dtype = dtype
-            self.activation = _activation(model)
-            self.w = [layer.weight.detach().to(dtype) for layer in self.layers]  # (out, in)
+            self.w = [layer.weight.detach().to(dtype) for layer in linear]  # (out, in)
             self.wt = [w.t().contiguous() for w in self.w]
-            self.b = [layer.bias.detach().to(dtype) for layer in self.layers]
+            self.b = [layer.bias.detach().to(dtype) for layer in linear]
             self.x_force = x.to(dtype)
 
     @torch.no_grad()
@@ -135,16 +135,30 @@ class LogJoint:
         return (g @ self.w[0]).view(samples, images, d).to(z.dtype)
 
 
-def _mlp_layers(model: Model) -> list[nn.Linear] | None:
-    """The decoder's linear layers where the hand-written gradient applies, else None."""
-    if not isinstance(model, VAE) or model.config["architecture"] != "mlp" or model.prior is not None:
+_OWN = ("log_likelihood", "decoder_params", "decode", "log_prior")  # what a subclass or a caller may have replaced
+_SLOPES = {ELU: "elu", nn.Tanh: "tanh", nn.ReLU: "relu"}
+
+
+def _mlp_layers(model: Model) -> tuple[list[nn.Linear], str] | None:
+    """The decoder's linear layers and its activation where the hand-written gradient applies, else None.
+
+    It does where the decoder is what `VAE` makes: linear layers with biases and one activation by turns. Replaced
+    decoders, and models that compute log p(x, z) in their own way, go through autograd.
+    """
+    if not isinstance(model, VAE) or model.prior is not None:
+        return None
+    decoder = model.decoder
+    if not isinstance(decoder, nn.Sequential) or type(decoder) not in (nn.Sequential, MLP):
+        return None
+    if any(getattr(type(model), name) is not getattr(VAE, name) or name in vars(model) for name in _OWN):
+        return None
+    layers = list(decoder)
+    linear = [m for m in layers[::2] if type(m) is nn.Linear and m.bias is not None]
+    kinds = {_SLOPES.get(type(m), "") for m in layers[1::2]} or {"elu"}
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (decoder, *layers))
+    if len(layers) % 2 == 0 or len(linear) != len(layers[::2]) or len(kinds) > 1 or "" in kinds or hooked:
         return None
     probe = torch.zeros(1, model.data_dim * model.likelihood.params_per_pixel)
     if model.likelihood.grad(probe, torch.zeros(1, model.data_dim)) is None:
         return None
-    return [m for m in model.decoder.modules() if isinstance(m, nn.Linear)]
-
-
-def _activation(model: Model) -> str:
-    assert isinstance(model, VAE)
-    return str(model.config["activation"])
+    return linear, kinds.pop()

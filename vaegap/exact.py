@@ -3,12 +3,13 @@ r"""Oracles: a linear-Gaussian VAE, whose gaps are known in closed form, and qua
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vaegap.bounds import evaluating
+from vaegap.bounds import evaluating, image_chunks, matching
 from vaegap.errors import InputError
 from vaegap.models import VAE, Model
 from vaegap.posteriors import Posterior
@@ -176,6 +177,21 @@ class Quadrature:
     log_posterior: Tensor
     coarse_error: Tensor
 
+    @property
+    def edge(self) -> Tensor:
+        """Share of the posterior's mass on the outermost points of its window (N,)."""
+        inner = self.log_posterior[:, 1:-1, 1:-1].flatten(1).logsumexp(1)
+        return (1 - (inner - self.log_posterior.flatten(1).logsumexp(1)).exp()).clamp_min(0)
+
+    @property
+    def flagged(self) -> dict[int, str]:
+        """Images whose log p should not be trusted, with the reason: a grid too coarse, or a window too small."""
+        found = {i: f"half the grid gives {self.coarse_error[i]:.2g} nats another log p: take more points"
+                 for i in (self.coarse_error > 0.05).nonzero().flatten().tolist()}  # fmt: skip
+        cut = {i: f"{self.edge[i]:.1%} of the posterior lies on the window's edge: take a larger radius"
+               for i in (self.edge > 1e-4).nonzero().flatten().tolist()}  # fmt: skip
+        return found | cut
+
     def grid(self) -> Tensor:
         """Grid points (G * G, N, 2), in the order of `log_posterior[n].flatten()`."""
         return _product(self.axes)
@@ -185,30 +201,36 @@ class Quadrature:
 
         Summed over a window of `reach` standard deviations of q around its mean, so that a q far from the posterior
         is seen whole; the sum is divided by q's mass there, which `mass` reports.
+
+        Raises:
+            InputError: q is for other images or latents.
         """
-        grid, log_q, cell = self._window(posterior, reach)
-        with evaluating(self.vae):
-            log_joint = torch.stack(
-                [_log_joint_at(self.vae, self.x[i : i + 1], grid[:, i]) for i in range(len(self.x))]
-            )
-        q = log_q.exp()
-        return (q * (log_q - log_joint + self.log_p[:, None])).sum(1) / q.sum(1)
+        out = []
+        for part, grid, log_q, _ in self._windows(posterior, reach):
+            x = self.x[part]
+            with evaluating(self.vae):
+                log_joint = torch.stack([_log_joint_at(self.vae, x[i : i + 1], grid[:, i]) for i in range(len(x))])
+            q = log_q.exp()
+            out.append((q * (log_q - log_joint + self.log_p[part, None])).sum(1) / q.sum(1))
+        return torch.cat(out)
 
     def mass(self, posterior: Posterior, reach: float = 8.0) -> Tensor:
         """Probability that q puts on its own window (N,): 1 unless its tails are heavy or the grid too coarse."""
-        _, log_q, cell = self._window(posterior, reach)
-        return log_q.exp().sum(1) * cell
+        return torch.cat([log_q.exp().sum(1) * cell for *_, log_q, cell in self._windows(posterior, reach)])
 
-    def _window(self, posterior: Posterior, reach: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Grid (G * G, N, 2) around q, log q there (N, G * G) in double, and the cells' areas (N,)."""
-        mean, sd = (v.double() for v in posterior.moments())
+    def _windows(self, posterior: Posterior, reach: float) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Some images at a time: a grid (G * G, n, 2) around q, log q there (n, G * G), and the cells' areas (n,)."""
+        posterior = matching(self.vae, self.x, posterior)
         g = self.axes.shape[1]
-        unit = torch.linspace(-reach, reach, g, dtype=torch.float64, device=mean.device)
-        axes = mean[:, None] + sd[:, None] * unit[:, None]  # (N, G, 2)
-        grid = _product(axes)
-        with torch.no_grad():
-            log_q = posterior.log_prob(grid.to(posterior.params["mean"].dtype)).double().T
-        return grid, log_q, (axes[:, 1] - axes[:, 0]).prod(-1)
+        unit = torch.linspace(-reach, reach, g, dtype=torch.float64, device=self.x.device)
+        for part in _parts(len(self.x), g):
+            q = posterior[part]
+            mean, sd = (v.double() for v in q.moments())
+            axes = mean[:, None] + sd[:, None] * unit[:, None]  # (n, G, 2)
+            grid = _product(axes)
+            with torch.no_grad():
+                log_q = q.log_prob(grid.to(q.params["mean"].dtype)).double().T
+            yield part, grid, log_q, (axes[:, 1] - axes[:, 0]).prod(-1)
 
 
 def _product(axes: Tensor) -> Tensor:
@@ -235,7 +257,7 @@ def quadrature(vae: Model, x: Tensor, points: int = 151, radius: float = 7.0) ->
         a `Quadrature`: `.log_p` (N,) in nats with `.coarse_error`, the posterior on each image's grid, and `.kl(q)`.
 
     Raises:
-        InputError: the model has other than two latents, or a prior of its own.
+        InputError: the model has other than two latents, or a prior of its own; or log p(x, z) is not a number.
 
     Example:
         >>> vae = linear_gaussian_vae(data_dim=4, latent_dim=2)
@@ -247,35 +269,64 @@ def quadrature(vae: Model, x: Tensor, points: int = 151, radius: float = 7.0) ->
         raise InputError(f"quadrature needs two latents; this model has {vae.latent_dim}")
     if vae.prior is not None:
         raise InputError("quadrature looks where a N(0, I) prior has its mass; this model has a prior of its own")
+    if points < 5 or not 0 < radius < math.inf:
+        raise InputError(f"points={points}, radius={radius}: at least 5 points and a positive radius")
     x = vae.check(x)
     points += 1 - points % 2
+    axes = torch.empty(len(x), points, 2, dtype=torch.float64, device=x.device)
+    table = torch.empty(len(x), points, points, dtype=torch.float64, device=x.device)
+    log_p, error = torch.empty(2, len(x), dtype=torch.float64, device=x.device)
     with evaluating(vae):
-        coarse = torch.linspace(-radius, radius, 141, device=x.device).repeat(len(x), 1).unsqueeze(-1).expand(-1, -1, 2)
-        log_joint = _log_joint_on(vae, x, coarse)
-        weight = (log_joint - log_joint.flatten(1).logsumexp(1)[:, None, None]).exp()
-        windows = []
-        for axis, marginal in ((0, weight.sum(2)), (1, weight.sum(1))):
-            grid = coarse[:, :, axis].double()
-            mean = (marginal * grid).sum(1)
-            sd = (marginal * (grid - mean[:, None]).square()).sum(1).sqrt().clamp_min(2 * radius / 140)
-            unit = torch.linspace(-1, 1, points, dtype=torch.float64, device=x.device)
-            seen = (marginal > 1e-9) * grid  # a second mode far away widens the window
-            low = torch.minimum(mean - 8 * sd, torch.where(marginal > 1e-9, grid, mean[:, None]).amin(1))
-            high = torch.maximum(mean + 8 * sd, torch.where(marginal > 1e-9, seen, mean[:, None]).amax(1))
-            windows.append((low + high)[:, None] / 2 + (high - low)[:, None] / 2 * unit)
-        axes = torch.stack(windows, -1)  # (N, G, 2)
-        fine = _log_joint_on(vae, x, axes.to(vae.dtype))
-    cell = (axes[:, 1] - axes[:, 0]).prod(-1).log()
-    log_p = fine.flatten(1).logsumexp(1) + cell
-    rough = fine[:, ::2, ::2].flatten(1).logsumexp(1) + cell + math.log(4)
-    return Quadrature(vae, x, log_p, axes, fine - log_p[:, None, None], (log_p - rough).abs())
+        for part in _parts(len(x), points):
+            try:
+                axes[part], table[part] = _resolve(vae, x[part], points, radius)
+            except InputError as problem:
+                raise problem.among(list(range(len(x)))[part]) from problem
+            cell = (axes[part, 1] - axes[part, 0]).prod(-1).log()
+            log_p[part] = table[part].flatten(1).logsumexp(1) + cell
+            rough = table[part, ::2, ::2].flatten(1).logsumexp(1) + cell + math.log(4)
+            error[part] = (log_p[part] - rough).abs()
+            table[part] -= log_p[part, None, None]
+    return Quadrature(vae, x, log_p, axes, table, error)
+
+
+def _parts(num_images: int, points: int) -> list[slice]:
+    """Images at a time: what lies on a grid is double precision, and a few such tables are needed at once."""
+    return image_chunks(num_images, 4 * points * points)
+
+
+def _resolve(vae: Model, x: Tensor, points: int, radius: float) -> tuple[Tensor, Tensor]:
+    """Axes of each image's window (N, G, 2) and log p(x, z) there (N, G, G)."""
+    coarse = torch.linspace(-radius, radius, 141, device=x.device).repeat(len(x), 1).unsqueeze(-1).expand(-1, -1, 2)
+    log_joint = _log_joint_on(vae, x, coarse)
+    weight = (log_joint - log_joint.flatten(1).logsumexp(1)[:, None, None]).exp()
+    windows = []
+    for axis, marginal in ((0, weight.sum(2)), (1, weight.sum(1))):
+        grid = coarse[:, :, axis].double()
+        mean = (marginal * grid).sum(1)
+        sd = (marginal * (grid - mean[:, None]).square()).sum(1).sqrt().clamp_min(2 * radius / 140)
+        unit = torch.linspace(-1, 1, points, dtype=torch.float64, device=x.device)
+        seen = torch.where(marginal > 1e-9, grid, mean[:, None])  # a second mode far away widens the window
+        low = torch.minimum(mean - 8 * sd, seen.amin(1))
+        high = torch.maximum(mean + 8 * sd, seen.amax(1))
+        windows.append((low + high)[:, None] / 2 + (high - low)[:, None] / 2 * unit)
+    axes = torch.stack(windows, -1)  # (N, G, 2)
+    return axes, _log_joint_on(vae, x, axes.to(vae.dtype))
 
 
 def _log_joint_on(vae: Model, x: Tensor, axes: Tensor) -> Tensor:
     """log p(x, z) in double on each image's grid: axes (N, G, 2) -> (N, G, G)."""
     g = axes.shape[1]
     grid = _product(axes.to(vae.dtype))
-    return torch.stack([_log_joint_at(vae, x[i : i + 1], grid[:, i]).view(g, g) for i in range(len(x))])
+    out = torch.stack([_log_joint_at(vae, x[i : i + 1], grid[:, i]).view(g, g) for i in range(len(x))])
+    bad = (out.isnan() | (out == torch.inf)).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise InputError(
+            f"log p(x, z) is not finite on the grid of {len(bad)} images (first: image {bad[0]}): the decoder "
+            "overflows there; look at its outputs for latents far from 0, or take a smaller radius",
+            bad,
+        )
+    return out
 
 
 def _log_joint_at(vae: Model, x: Tensor, z: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Finding:
     Args:
         kind: a word for programs: "training_mode", "no_module", "random_encoder", "random_decoder", "batch_dependent",
             "wrong_gradient", "ignored_latents", "layout", "scale", "probabilities", "pixel_range", "sandwich", "khat",
-            "missed_modes", "wide_evidence", "order", "stuck" or "unchecked_modes".
+            "missed_modes", "wide_evidence", "order", "unsettled", "stuck" or "unchecked_modes".
         message: what was seen, with numbers.
         cure: what to do about it.
         severity: "warning" if it may make numbers wrong, "note" otherwise.

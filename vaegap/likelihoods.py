@@ -174,6 +174,16 @@ class DiscretizedLogistic(Likelihood):
                 f"(first offender: image {where[0]}); divide by {self.levels - 1}",
                 where,
             )
+        level = x * (self.levels - 1)
+        where = _offenders((level - level.round()).abs() > 0.01)
+        if where:
+            raise InputError(
+                f"pixels of {len(where)} of {len(x)} images lie between the {self.levels} levels 0, "
+                f"1/{self.levels - 1}, ..., 1 (first: image {where[0]}), where the discretized logistic has no mass: "
+                f"undo the dequantization, x = (x * {self.levels - 1}).round() / {self.levels - 1}, or say "
+                "likelihood='gaussian'",
+                where,
+            )
 
 
 class Categorical(Likelihood):

@@ -82,6 +82,8 @@ class Model(nn.Module):
         Raises:
             InputError: no images, a wrong shape, NaN, or pixels the likelihood cannot have produced.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(f"images come as a torch tensor (N, D), not a {type(x).__name__}: use torch.as_tensor(x)")
         if x.dim() != 2:
             raise InputError(
                 f"images come as a matrix (N, D), one flattened image a row; got shape {tuple(x.shape)}: "

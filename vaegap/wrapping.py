@@ -100,6 +100,8 @@ class WrappedVAE(Model):
                 raise InputError(
                     f"the encoder returns a posterior of {out.family.latent_dim} latents; latent_dim={self.latent_dim}"
                 )
+            if len(out) != len(x):
+                raise InputError(f"the encoder returns a posterior for {len(out)} images; it was given {len(x)}")
             return Posterior(out.family, {k: v.to(self.dtype) for k, v in out.params.items()})
         if isinstance(out, Distribution):
             return gaussian_of(out, len(x), self.latent_dim, self.dtype)
@@ -116,8 +118,20 @@ class WrappedVAE(Model):
         return checked_gaussian(mean.to(self.dtype), logvar)
 
     def raw_decode(self, z: Tensor) -> Any:
-        """What the wrapped decoder returns for latents z (..., d), as flat rows (M, d) in its own precision."""
-        return self._call(self.decode_function, z.reshape(-1, self.latent_dim), "decoder")
+        """What the wrapped decoder returns for latents z (..., d), as flat rows (M, d) in its own precision.
+
+        Raises:
+            InputError: it does not return one row for each of the M latents: broadcasting would hide it.
+        """
+        rows = z.reshape(-1, self.latent_dim)
+        out = self._call(self.decode_function, rows, "decoder")
+        shape = (*out.batch_shape, *out.event_shape) if isinstance(out, Distribution) else getattr(out, "shape", None)
+        if shape is not None and tuple(shape[:1]) != (len(rows),):
+            raise InputError(
+                f"the decoder returns shape {tuple(shape)} for {len(rows)} latents: its first axis must count them, "
+                f"({len(rows)}, ...). Is something transposed, or made for a single image?"
+            )
+        return out
 
     def decoder_params(self, z: Tensor) -> Tensor:
         """The likelihood's parameters (..., P) at latents z (..., d): logits for Bernoulli pixels.
@@ -133,6 +147,8 @@ class WrappedVAE(Model):
                 f"the decoder returns a {type(out).__name__}; return the likelihood's parameters as one tensor (for "
                 "Bernoulli pixels the logits), or a torch.distributions.Distribution"
             )
+        if out.is_complex():
+            raise InputError("the decoder returns complex numbers; the likelihood's parameters are real")
         params = self.likelihood.rows(out.to(self.dtype)).reshape(*z.shape[:-1], -1)
         return to_logits(params) if self.probabilities else params
 
@@ -185,7 +201,9 @@ class WrappedVAE(Model):
                 f"the images have {x.shape[-1]} pixels; data_shape={self.data_shape} says {math.prod(self.data_shape)}"
             )
         with evaluating(self):
-            out = self.raw_decode(torch.zeros(1, self.latent_dim, dtype=self.dtype, device=self.device))
+            zeros = torch.zeros(3, self.latent_dim, dtype=self.dtype, device=self.device)
+            self.raw_decode(zeros)  # what goes wrong with the axes does not show in one latent
+            out = self.raw_decode(zeros[:1])
         if not isinstance(out, Distribution):
             self.likelihood.check(x)
             return

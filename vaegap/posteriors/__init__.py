@@ -27,14 +27,16 @@ def make_family(name: str | Family, latent_dim: int, **options: Any) -> Family:
         the `Family`; `.posterior(mean, logvar)` of (N, d) tensors is its member nearest to that Gaussian.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, options for an object, or too few latents for a flow.
 
     Example:
         >>> make_family("flow", 4).name
         'flow'
     """
     if isinstance(name, Family):
+        if options:
+            raise InputError(f"a {type(name).__name__} object has its options already: leave out {', '.join(options)}")
         return name
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise InputError(f"unknown posterior family {name!r}; choose from {', '.join(FAMILIES)}")
     return FAMILIES[name](latent_dim, **options)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vaegap.errors import InputError
 from vaegap.posteriors.base import LOGVAR_MAX, LOGVAR_MIN, Family, Params, normal_log_prob
 from vaegap.posteriors.coupling import FlowHead, log_scale
 from vaegap.posteriors.nets import ConditionedNets, init_mlp, mlp
@@ -29,7 +30,8 @@ class AuxFlow(Family):
     Amortized, it is the official code's: z_0 ~ q_FFG, v_0 ~ N(m(z_0, x), diag s²(z_0, x)), ELU nets that see x,
     sigmoid scales (both shifts enter with a plus sign). `local_variant()` is the form optimised per image: whitened
     coordinates, tanh nets, log-scales in ±2, v_0 ~ N(0, I); it contains the full-covariance Gaussian to within the
-    curvature of tanh, so it starts there. Both are auxiliary flows with `num_steps` steps on (z, v).
+    curvature of tanh, so it starts there. An `AuxFlow` with `whiten` is in that form and stays as it is; others become
+    one with 50 hidden units, or d where that is more. Both forms have `num_steps` steps on (z, v).
 
     Args:
         latent_dim: d; v has the same size.
@@ -62,6 +64,8 @@ class AuxFlow(Family):
         return {"hidden": self.hidden, "num_steps": self.num_steps, "whiten": self.whiten}
 
     def local_variant(self) -> AuxFlow:
+        if self.whiten and self.hidden >= self.latent_dim:
+            return self
         return AuxFlow(self.latent_dim, max(50, self.latent_dim), self.num_steps, whiten=True)
 
     def transform(self, params: Params, eps: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -140,11 +144,11 @@ class AuxFlow(Family):
             per-image parameters (N, ...).
 
         Raises:
-            ValueError: not the whitened form, or fewer hidden units than latents.
+            InputError: not the whitened form, or fewer hidden units than latents.
         """
         n, d = mean.shape
         if not self.whiten or self.hidden < d:
-            raise ValueError(
+            raise InputError(
                 "the closed-form start needs whiten=True and hidden >= latent_dim; call local_variant() first"
             )
         lower = (0.5 * logvar).exp().unsqueeze(-1) * (

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaegap.errors import InputError
 from vaegap.posteriors.base import Family, Params, normal_log_prob
 from vaegap.posteriors.gaussian import GaussianHead
 from vaegap.posteriors.nets import ConditionedNets, init_mlp, mlp
@@ -54,7 +55,7 @@ class Coupling(Family):
     def __init__(self, latent_dim: int, hidden: int = 50, num_steps: int = 2, whiten: bool = True) -> None:
         super().__init__(latent_dim)
         if latent_dim < 2:
-            raise ValueError("a coupling flow splits z in two halves and needs latent_dim >= 2; use 'gaussian'")
+            raise InputError("a coupling flow splits z in two halves and needs latent_dim >= 2; use 'gaussian'")
         self.hidden, self.num_steps, self.whiten = hidden, num_steps, whiten
         self.split = latent_dim // 2
 
@@ -111,11 +112,14 @@ class Coupling(Family):
 
     def from_gaussian(self, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
         if not self.whiten:
-            raise ValueError("only the whitened flow contains the identity; call local_variant() first")
+            raise InputError("only the whitened flow contains the identity; call local_variant() first")
         # the start is part of the method, not of the caller's randomness; last layers at zero make it the identity
         nets = self._weights(0.0, torch.Generator().manual_seed(0))
         spread = {k: v.to(mean).repeat(mean.shape[0], *[1] * (v.dim() - 1)) for k, v in nets.items()}
         return {"mean": mean.clone(), "logvar": logvar.clone(), **spread}
+
+    def local_variant(self) -> Coupling:
+        return self if self.whiten else type(self)(self.latent_dim, **{**self.options, "whiten": True})
 
     def head(self, hidden_dim: int) -> nn.Module:
         return FlowHead(hidden_dim, self.latent_dim, ConditionedNets(hidden_dim, 1, self._weights(0.1), []))

@@ -9,6 +9,8 @@ from vaegap.posteriors.base import LOGVAR_MAX, LOGVAR_MIN, Family, Params, norma
 
 __all__ = ["FullGaussian", "Gaussian", "GaussianHead"]
 
+_MOST = 10.0  # of a predicted entry of T: an image unlike the training data must not explode
+
 
 class GaussianHead(nn.Module):
     """Mean and bounded log-variance from an encoder's features."""
@@ -108,7 +110,7 @@ class FullGaussian(Family):
 
 
 class _FullGaussianHead(GaussianHead):
-    """Mean, log-variance and the strictly lower triangle, which starts at zero."""
+    """Mean, log-variance and the strictly lower triangle: it starts at zero and is bounded, as the scales are."""
 
     def __init__(self, hidden_dim: int, latent_dim: int) -> None:
         super().__init__(hidden_dim, latent_dim)
@@ -122,5 +124,6 @@ class _FullGaussianHead(GaussianHead):
     def forward(self, h: Tensor) -> dict[str, Tensor]:
         d = self.latent_dim
         slot: Tensor = self.slot  # type: ignore[assignment]
-        flat = h.new_zeros(h.shape[0], d * d).index_copy(1, slot, self.tril(h))
+        lower = _MOST * torch.tanh(self.tril(h) / _MOST)
+        flat = h.new_zeros(h.shape[0], d * d).index_copy(1, slot, lower)
         return {**super().forward(h), "tril": flat.unflatten(-1, (d, d))}

@@ -115,6 +115,9 @@ def decompose(
         for i, excess in out.evidence.missed.items():
             missed[i] = excess
         columns["missed"] = missed
+        columns["unfinished"] = torch.zeros(len(x[part]), dtype=torch.float64)
+        for fit in out.fits.values():
+            columns["unfinished"][list(fit.bound.flagged or {})] = 1.0
         return columns
 
     columns = in_blocks(ctx, name, len(x), block)
@@ -160,6 +163,7 @@ def _rows(columns: dict[str, Tensor], **labels: Any) -> Iterator[dict[str, Any]]
     yield {**labels, "metric": "checked_for_modes", "value": float(looked.sum()), "unit": "images"}
     if looked.any():
         yield {**labels, "metric": "missed_modes", "value": float((columns["missed"] > 0).sum()), "unit": "images"}
+    yield {**labels, "metric": "unfinished_ascents", "value": float(columns["unfinished"].sum()), "unit": "images"}
     yield {**labels, "metric": "log_p_from_wide_base", "value": float(columns["wide"].sum()), "unit": "images"}
 
 
