@@ -11,7 +11,7 @@ from torch import Tensor
 from vaegap.annealing import Sandwich, ais, bdmc
 from vaegap.bounds import Bound, elbo, evaluating, iwae
 from vaegap.errors import InputError
-from vaegap.local import RECIPES, LocalFit, optimize_local
+from vaegap.local import OTHER, RECIPES, LocalFit, optimize_local
 from vaegap.models import Model
 from vaegap.posteriors import FAMILIES, Posterior, make_family
 
@@ -307,7 +307,7 @@ def gaps(
     fits: dict[str, LocalFit] = {}
     order = ["gaussian", "full_gaussian", *[f for f in wanted if f not in ("gaussian", "full_gaussian")]]
     for name in order:
-        below = fits.get(RECIPES[name].start)
+        below = fits.get(RECIPES.get(name, OTHER).start)
         reported = num_samples if name in wanted else 2
         fits[name] = optimize_local(
             vae,

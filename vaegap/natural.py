@@ -40,8 +40,8 @@ def ascend_naturally(
         rate: η at the beginning; it falls to 1 % by cosine.
         generator: of the noise.
 
-    Source: whitened coordinates and the exponential: Glasmachers et al. 2010, eqs. 5-8, with Price's theorem instead
-    of fitness values; path gradients: Roeder et al. 2017, eq. 8.
+    Source: natural gradients in whitened, exponential coordinates: Wierstra et al. 2014 (xNES), with gradients of
+    log p in place of fitness values; path gradients: Roeder et al. 2017, eq. 8.
 
     Example:
         >>> from vaegap.exact import linear_gaussian_vae
