@@ -15,7 +15,7 @@ from vaegap import VAE, InputError, ais, bdmc, elbo, gaps, iwae, linear_gaussian
 from vaegap.energy import LogJoint
 from vaegap.likelihoods import DiscretizedLogistic
 from vaegap.local import RECIPES, Recipe
-from vaegap.posteriors import AuxFlow, Flow, Gaussian, make_family
+from vaegap.posteriors import AuxFlow, Flow, Gaussian, Posterior, make_family
 
 VAE_ = linear_gaussian_vae()
 X = VAE_.simulate(6, seed=1)
@@ -229,6 +229,19 @@ def test_quadrature_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_arguments_that_cannot_be_meant(call: Callable[[], object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         call()
+
+
+def test_an_encoder_of_an_unknown_family() -> None:
+    class Wider(Gaussian):
+        name = "wider"
+
+    def encode(x: Tensor) -> Posterior:
+        q = VAE_.encode(x)
+        return Posterior(Wider(5), q.params)
+
+    vae = wrap(encode, VAE_.decode, 5, module=VAE_)
+    with pytest.raises(InputError, match="'wider' is not registered"):
+        gaps(vae, X, certify=0)
 
 
 def test_forms_that_are_optimised_as_they_are() -> None:

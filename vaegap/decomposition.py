@@ -303,6 +303,11 @@ def gaps(
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     with evaluating(vae):
         own = vae.encode(x[:1]).family.name
+    if own not in FAMILIES:
+        raise InputError(
+            f"the encoder's family {own!r} is not registered, so its q* cannot be asked for by name: "
+            f"vaegap.posteriors.FAMILIES[{own!r}] = its class"
+        )
     wanted = [f for f in FAMILIES if f in (*families, own)]
     fits: dict[str, LocalFit] = {}
     order = ["gaussian", "full_gaussian", *[f for f in wanted if f not in ("gaussian", "full_gaussian")]]

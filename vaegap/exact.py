@@ -292,7 +292,7 @@ def quadrature(vae: Model, x: Tensor, points: int = 151, radius: float = 7.0) ->
 
 def _parts(num_images: int, points: int) -> list[slice]:
     """Images at a time: what lies on a grid is double precision, and a few such tables are needed at once."""
-    return image_chunks(num_images, 4 * points * points)
+    return image_chunks(num_images, 32 * points * points)
 
 
 def _resolve(vae: Model, x: Tensor, points: int, radius: float) -> tuple[Tensor, Tensor]:
