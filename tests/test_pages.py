@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
 import pytest
 import yaml
 
@@ -165,6 +167,16 @@ def test_wide_sandwiches_are_marked(record: runs.Record, width: float):
     shown = tables.show(table)
     assert not isinstance(shown, str)
     assert ("above" in shown.loc["BDMC width", "A"]) == (width > tables.WIDEST)
+
+
+def test_unfinished_ascents_are_counted_in_the_table(record: runs.Record):
+    row = "images with unfinished ascents"
+    rows = record.rows.assign(value=record.rows["value"].where(record.rows["metric"] != "unfinished_ascents", 0.0))
+    finished = replace(record, rows=rows)
+    assert row not in tables.show(tables.gap_table({"A": [finished]})).index
+    more = rows[rows["metric"] == "active_units"].assign(metric="unfinished_ascents", value=3.0)
+    flagged = replace(record, rows=pd.concat([rows, more]))
+    assert tables.show(tables.gap_table({"A": [flagged]})).loc[row, "A"] == "3.0"
 
 
 def test_the_gap_is_shared_out_among_active_units(record: runs.Record):

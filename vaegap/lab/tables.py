@@ -56,6 +56,7 @@ ROWS = {
     "amortization": "amortization gap",
     "inference": "inference gap",
     "bdmc_width": "BDMC width",
+    "unfinished": "images with unfinished ascents",
 }
 
 
@@ -81,6 +82,9 @@ def _headline(record: Record, split: str, **labels: Any) -> pd.DataFrame:
     if len(width):
         value, error = width[["value", "mcse"]].iloc[0]
         summary.loc["bdmc_width", ["mean", "mcse"]] = value, error
+    unfinished = record.select(metric="unfinished_ascents", split=split)["value"].sum()
+    if unfinished:  # no row where there is nothing to say
+        summary.loc["unfinished", ["mean", "mcse"]] = unfinished, 0.0
     return summary
 
 
@@ -142,6 +146,9 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
     for label in dict.fromkeys(table.columns.get_level_values(0)):
         cells = {}
         for row, values in table[label].dropna(subset="mean").iterrows():
+            if row == ROWS["unfinished"]:
+                cells[row] = f"{values['mean']:.1f}"
+                continue
             error = values["images"] if "gap" in str(row) else values["mcse"]
             cells[row] = plus_minus(values["mean"], error, values["seeds"])
         width = table[label]["mean"].get(ROWS["bdmc_width"], math.nan)
