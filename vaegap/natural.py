@@ -4,7 +4,8 @@ With z = μ + L ε and r = Lᵀ ∇_z log p(x, z) + ε, the path gradient in tho
 
     μ ← μ + η L E[r],     L ← L exp(η S),     S the lower half of E[r εᵀ], its diagonal halved,
 
-which no change of scale or correlation of the latents can slow down, and whose noise vanishes where q is the posterior.
+which no change of the latents' scales can slow down, nor for a full covariance one of their correlations, and whose
+noise vanishes where q is the posterior.
 """
 
 from __future__ import annotations
