@@ -42,7 +42,7 @@ def record(
         columns = values | {f"{k}_mcse": torch.full((count,), 0.01, dtype=torch.float64) for k in values}
         for key in ("ais", "iwae"):
             columns |= {key: log_p, f"{key}_mcse": columns["log_p_mcse"]}
-        return columns | {"khat": torch.zeros(count), "missed": torch.zeros(count), "wide": torch.zeros(count)}
+        return columns | {name: torch.zeros(count) for name in ("khat", "missed", "unfinished", "wide")}
 
     def compute(ctx: experiments.Context) -> list[dict[str, Any]]:
         return [
