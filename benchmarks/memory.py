@@ -51,7 +51,7 @@ def two_latents(num: int) -> object:
 
 def as_published(num: int) -> object:
     """The published procedure for auxiliary flows, ended after two steps a group."""
-    published.ascend = lambda *given, **options: islice(ascend(*given, **options), 2)  # type: ignore[assignment]
+    published.ascend = lambda *given, **options: islice(ascend(*given, **options), 2)
     return optimize_local(VAE(seed=0), images(num), "aux_flow", protocol="paper", num_eval=2, seed=0)
 
 

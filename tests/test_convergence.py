@@ -35,7 +35,7 @@ TRAINED_WITH = {"gaussian": "e341df2dbc10", "aux_flow": "85d69e09fb7a"}  # MNIST
     ],
 )
 def test_gaps_are_exact_however_wrong_the_encoder(options: dict[str, float]) -> None:
-    vae = linear_gaussian_vae(**options)  # type: ignore[arg-type]
+    vae = linear_gaussian_vae(**options)
     x = vae.simulate(60, seed=1)
     exact, found = vae.exact_gaps(x), gaps(vae, x, certify=0, seed=0)
     rows, table = found.summary, found.table

@@ -69,9 +69,8 @@ def advise(parts: dict[str, Part], family: str, certificate: Certificate | None 
     found = []
     if _clear(amortization):
         found.append(_encoder(total, amortization, part, learned))
-    settled = len(part.unsettled) <= _FEW * len(
-        part.table
-    )  # else what is left to q* would be laid at the family's door
+    # what is left of the way to q* would be laid at the family's door
+    settled = len(part.unsettled) <= _FEW * len(part.table)
     if settled and _clear(rows.loc[f"approximation_{family}"]):
         found.append(_family(rows, family, loose))
     if part.refined is not None and part.refined.gain > _SMALL and part.refined.low > 0:
