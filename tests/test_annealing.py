@@ -14,8 +14,8 @@ from torch.distributions import Independent, Normal
 
 from vaegap import Bound, InputError, ais, annealing, bdmc, wrap
 from vaegap.bases import make_base
-from vaegap.decomposition import log_evidence
 from vaegap.energy import LogJoint
+from vaegap.evidence import log_evidence
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.posteriors import Gaussian, Posterior, make_family
 
@@ -269,7 +269,7 @@ def test_seeds_and_chunks(oracle: tuple[LinearGaussianVAE, Tensor], monkeypatch:
     assert torch.equal(pair[0].upper.per_image, pair[1].upper.per_image)
     assert torch.equal(pair[0].lower.per_image, pair[1].lower.per_image)
     assert torch.equal(state, torch.get_rng_state())
-    monkeypatch.setattr("vaegap.bounds._CHUNK_FLOATS", 8 * 512 * 3)  # chunks of three images
+    monkeypatch.setattr("vaegap.evaluation._CHUNK_FLOATS", 8 * 512 * 3)  # chunks of three images
     q, _, _ = best_member("full_gaussian", vae, x)
     torch.testing.assert_close(ais(vae, x, 8, 5, q, seed=0).per_image, vae.log_evidence(x), atol=1e-4, rtol=0)
     torch.testing.assert_close(
@@ -314,7 +314,7 @@ def test_a_decoder_that_raises_on_a_diverging_chain_stops_nothing() -> None:
     other = wrap(lambda x: (torch.zeros(len(x), 2), torch.zeros(len(x), 2)), picky(vae, refused), 2, module=vae)
     easy = wrap(other.encode, vae.decoder, 2, "gaussian", scale=0.05)
     found, plain = (ais(m, x, num_temperatures=50, seed=0) for m in (other, easy))
-    assert sum(refused) > 0 and not found.flagged
+    assert sum(refused) > 0 and not any("hardly move" in why for why in (found.flagged or {}).values())
     assert torch.isfinite(found.per_image).all()
     assert abs(found.mean - plain.mean) < 4 * math.hypot(found.mcse, plain.mcse)
     assert found.mean < vae.log_evidence(x).mean() + 4 * found.mcse

@@ -12,10 +12,11 @@ from oracles import FAMILY_NAMES, assert_bound, assert_mean, best_member
 from torch import Tensor, nn
 
 import vaegap
-from vaegap import VAE, Bound, InputError, bounds, elbo, iwae, wrap
-from vaegap.bounds import join_bounds, log_mean_exp, pareto_khat
+from vaegap import VAE, Bound, InputError, elbo, evaluation, iwae, wrap
+from vaegap.bounds import join_bounds
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.posteriors import Gaussian
+from vaegap.weights import log_mean_exp, pareto_khat
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def test_memory_budget_does_not_matter(
     q, exact, _ = best_member("full_gaussian", vae, x)  # the value of every sample is log p(x)
     whole = elbo(vae, x, 300, seed=0)
     sizes = []
-    monkeypatch.setattr(bounds, "_CHUNK_FLOATS", budget)
+    monkeypatch.setattr(evaluation, "_CHUNK_FLOATS", budget)
     original = vae.log_likelihood
 
     def watched(images: Tensor, z: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ def test_memory_budget_does_not_matter(
 
 def test_image_chunks_cover_everything() -> None:
     for num, floats, most in ((1, 1, None), (10, 2**23, None), (1000, 784 * 100, None), (7, 2**30, 3), (1000, 1, 256)):
-        parts = bounds.image_chunks(num, floats, most)
+        parts = evaluation.image_chunks(num, floats, most)
         assert [i for p in parts for i in range(p.start, p.stop)] == list(range(num))
         widest = max(p.stop - p.start for p in parts)
         assert widest == 1 or widest * floats <= 2**24
@@ -308,7 +309,7 @@ def broken(where: str, value: float) -> nn.Module:
 def test_overflow_names_the_image(function: object, where: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(6, 5)
     x[3] = 1
-    monkeypatch.setattr(bounds, "_CHUNK_FLOATS", 1)  # one image a chunk: the index must be that of the whole batch
+    monkeypatch.setattr(evaluation, "_CHUNK_FLOATS", 1)  # one image a chunk: the index must be that of the whole batch
     with pytest.raises(InputError, match="image 3") as error:
         function(broken(where, value), x)  # type: ignore[operator]
     assert error.value.indices == [3]
@@ -319,8 +320,8 @@ def test_encoding_in_parts_changes_nothing(name: str, monkeypatch: pytest.Monkey
     vae = VAE(6, 4, name, encoder_hidden=(5,), decoder_hidden=(5,), seed=0).eval()
     x = (torch.rand(7, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     whole = vae.encode(x)
-    monkeypatch.setattr(bounds, "_CHUNK_FLOATS", 16 * 6 * 2)  # parts of two, two, two and one
-    parts = bounds.encode(vae, x)
+    monkeypatch.setattr(evaluation, "_CHUNK_FLOATS", 16 * 6 * 2)  # parts of two, two, two and one
+    parts = evaluation.encode(vae, x)
     assert whole.params.keys() == parts.params.keys()
     for key, value in whole.params.items():
         torch.testing.assert_close(parts.params[key], value)

@@ -10,9 +10,9 @@ import torch
 from oracles import FAMILY_NAMES
 from torch import Tensor
 
-from vaegap import VAE, Gaps, InputError, decomposition, gaps
-from vaegap.decomposition import bootstrap_interval, complete_gaps, summarize
+from vaegap import VAE, Gaps, InputError, gaps, paired
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
+from vaegap.paired import bootstrap_interval, complete_gaps, summarize
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_bad_input() -> None:
 
 @pytest.mark.parametrize("shape", ["normal", "skewed"])
 def test_bootstrap_interval_covers(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decomposition, "_RESAMPLES", 400)
+    monkeypatch.setattr(paired, "_RESAMPLES", 400)
     generator = torch.Generator().manual_seed(0)
     runs, hits, widths = 400, 0, []
     for seed in range(runs):

@@ -10,7 +10,7 @@ from oracles import best_member
 from torch import Tensor
 
 from vaegap import VAE, ais, wrap
-from vaegap.decomposition import log_evidence
+from vaegap.evidence import log_evidence
 from vaegap.exact import LinearGaussianVAE
 from vaegap.posteriors import Posterior
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent
+from torch.distributions import Bernoulli, Distribution, Independent
 
 from vaegap import (
     VAE,
@@ -28,6 +28,7 @@ from vaegap import (
 )
 from vaegap.ascent import ascend
 from vaegap.energy import LogJoint
+from vaegap.likelihoods import Bernoulli as BernoulliPixels
 from vaegap.likelihoods import DiscretizedLogistic
 from vaegap.local import RECIPES, Recipe
 from vaegap.posteriors import AuxFlow, Flow, Gaussian, Posterior, make_family
@@ -88,6 +89,21 @@ class _Louder(VAE):
         return 3 * super().decoder_params(z)
 
 
+class _Sharper(BernoulliPixels):
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return super().log_prob(2 * params, x)
+
+
+class _Decodes(VAE):
+    def decode(self, z: Tensor) -> Distribution:
+        return Independent(Bernoulli(logits=2 * self.decoder_params(z)), 1)
+
+
+class _Tempered(VAE):
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.log_prior(z) + 0.5 * self.log_likelihood(x, z)
+
+
 def _changed(name: str) -> VAE:
     vae = VAE(6, 2, encoder_hidden=(4,), decoder_hidden=(5, 5), seed=0)
     a, b, c = (m for m in vae.decoder if isinstance(m, nn.Linear))
@@ -110,6 +126,21 @@ def _changed(name: str) -> VAE:
         vae.decoder_params = lambda z: 2 * before(z)
     elif name == "subclass":
         vae = _Louder(6, 2, encoder_hidden=(4,), decoder_hidden=(5, 5), seed=0)
+    elif name == "forward of the decoder":
+        whole = vae.decoder.forward
+        vae.decoder.forward = lambda z: 2 * whole(z)
+    elif name == "forward of a layer":
+        layer = b.forward
+        b.forward = lambda h: 2 * layer(h)
+    elif name == "likelihood":
+        vae.likelihood = _Sharper()
+    elif name == "patched likelihood":
+        usual = vae.likelihood.log_prob
+        vae.likelihood.log_prob = lambda params, x: usual(2 * params, x)
+    elif name == "decode alone":
+        vae = _Decodes(6, 2, encoder_hidden=(4,), decoder_hidden=(5, 5), seed=0)
+    elif name == "joint":
+        vae = _Tempered(6, 2, encoder_hidden=(4,), decoder_hidden=(5, 5), seed=0)
     elif name == "alpha":
         vae.decoder = nn.Sequential(a, nn.ELU(alpha=0.3), b, nn.ELU(alpha=0.3), c)
     return vae
@@ -118,7 +149,8 @@ def _changed(name: str) -> VAE:
 @pytest.mark.parametrize(
     "name",
     ["as it came", "normed", "leaky", "mixed", "no bias", "sigmoid at the end", "tanh for elu", "hooked", "patched",
-     "subclass", "alpha"],
+     "subclass", "alpha", "forward of the decoder", "forward of a layer", "likelihood", "patched likelihood",
+     "decode alone", "joint"],
 )  # fmt: skip
 def test_the_gradient_is_that_of_the_decoder_that_is_there(name: str) -> None:
     vae = _changed(name)
@@ -126,6 +158,47 @@ def test_the_gradient_is_that_of_the_decoder_that_is_there(name: str) -> None:
     z = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
     (want,) = torch.autograd.grad(vae.log_joint(x, z).sum(), z)
     torch.testing.assert_close(LogJoint(vae, x).grad(z.detach()), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(LogJoint(vae, x).value(z.detach()), vae.log_joint(x, z).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [_Decodes, _Tempered])
+def test_a_subclass_is_the_same_model_for_every_bound(changed: type[VAE]) -> None:
+    vae = changed(6, 2, encoder_hidden=(4,), decoder_hidden=(5, 5), seed=0)
+    x = (torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    log_p = iwae(vae, x, 20_000, seed=0)
+    other = ais(vae, x, num_temperatures=30, num_chains=64, seed=0)
+    error = (log_p.mcse_per_image**2 + other.mcse_per_image**2).sqrt()
+    assert ((log_p.per_image - other.per_image).abs() < 5 * error).all()
+    lower = elbo(vae, x, 2000, seed=0)
+    assert (lower.per_image < log_p.per_image + 4 * error).all() and lower.mean > log_p.mean - 1
+    usual = iwae(VAE(6, 2, encoder_hidden=(4,), decoder_hidden=(5, 5), seed=0), x, 5000, seed=0)
+    assert abs(usual.mean - log_p.mean) > 0.05, "else this test would see nothing"
+
+
+@pytest.mark.parametrize("width", [1, 5, 12])
+def test_decoders_of_another_width(width: int) -> None:
+    vae = VAE(6, 2, encoder_hidden=(4,), decoder_hidden=(5, 5), seed=0)
+    vae.decoder = nn.Linear(2, width)
+    x = torch.ones(3, 6)
+    for call in (lambda: elbo(vae, x), lambda: iwae(vae, x, 10), lambda: optimize_local(vae, x), lambda: ais(vae, x)):
+        with pytest.raises(InputError, match=f"gives {width} numbers"):
+            call()
+
+
+def test_rows_that_go_with_nothing_and_whole_numbers_as_a_precision() -> None:
+    q = VAE_.encode(X).detach()
+    odd = replace(q, params={"mean": q.params["mean"], "logvar": q.params["logvar"][:4]})
+    with pytest.raises(InputError, match="logvar has 4 rows for 6 images"):
+        elbo(VAE_, X, posterior=odd)
+    with pytest.raises(InputError, match="floating-point"):
+        optimize_local(VAE_, X, force_dtype=torch.int32)
+
+
+def test_chains_of_which_one_carries_the_weight_are_flagged() -> None:
+    wild = make_family("gaussian", 5).posterior(torch.full((6, 5), 30.0), torch.full((6, 5), -9.0))
+    found = ais(VAE_, X, num_temperatures=2, base=wild, seed=0)
+    assert set(found.flagged or {}) == set(range(6))
+    assert not ais(VAE_, X, num_temperatures=20, seed=0).flagged
 
 
 def test_a_start_in_another_form_is_not_lost() -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaegap.bounds import evaluating
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating
 from vaegap.layouts import Layers, choose_activation, fill, from_state_dict, guess_layers
 from vaegap.likelihoods import Likelihood, make_likelihood
 from vaegap.models import VAE, Model

@@ -16,27 +16,21 @@ import torch
 from torch import Tensor
 
 from vaegap.bases import Base, make_base
-from vaegap.bounds import (
-    Bound,
-    encode,
-    evaluating,
-    image_chunks,
-    log_mean_exp,
-    make_generator,
-    matching,
-    output_width,
-)
+from vaegap.bounds import Bound
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
+from vaegap.evaluation import encode, evaluating, image_chunks, make_generator, matching, output_width
 from vaegap.hmc import transition
 from vaegap.models import Model, borrowed_rng
 from vaegap.posteriors import Posterior
 from vaegap.progress import bar
 from vaegap.schedules import even_temperatures, spread, temperatures
+from vaegap.weights import log_mean_exp
 
 __all__ = ["Sandwich", "ais", "bdmc", "temperatures"]
 
 _TARGET_ACCEPT = 0.8
+_FEW = 8  # chains: fewer say little of their own spread
 _LONGEST = math.pi / 2  # a trajectory of this length decorrelates a whitened Gaussian; longer ones come back
 
 
@@ -211,7 +205,7 @@ def ais(
     pieces = []
     with evaluating(vae):
         if isinstance(base, Posterior):
-            matching(vae, x, base)
+            base = matching(vae, x, base)
         elif base in ("posterior", "mixture"):
             encode(vae, x)  # what is wrong with the encoder is told with the images' own indices, not a chunk's
         chunks = _chunks(x, num_chains)
@@ -332,4 +326,8 @@ def _bound(pieces: list[tuple[Tensor, Tensor]], num_chains: int, kind: str) -> B
         error = torch.full_like(value, torch.nan)
     stuck = (accept < 0.1).nonzero().flatten().tolist()
     flagged = {i: f"HMC accepts only {accept[i].item():.0%}: the chains hardly move" for i in stuck}
+    if num_chains >= _FEW:
+        lone = (ess < 2).nonzero().flatten().tolist()
+        alone = f"one of {num_chains} chains carries the weight: the base is far off, or the temperatures are too few"
+        flagged = dict.fromkeys(lone, alone) | flagged
     return Bound(value if kind == "lower" else -value, error, kind, num_chains, ess, None, accept, flagged)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaegap.advice import Advice
-from vaegap.decomposition import summarize
 from vaegap.errors import InputError
 from vaegap.intake import Finding
+from vaegap.paired import summarize
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,16 +15,18 @@ from vaegap import __version__
 from vaegap.adapters import as_model
 from vaegap.advice import advise
 from vaegap.audited import Audit, Part, Refinement
-from vaegap.bounds import evaluating, iwae
+from vaegap.bounds import iwae
 from vaegap.certifying import certify_evidence, fast_forces
 from vaegap.channels import check_axes, layout_of, layout_readings, with_layout
-from vaegap.decomposition import Gaps, bootstrap_interval, gaps
+from vaegap.decomposition import Gaps, gaps
 from vaegap.doubts import doubts
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating
 from vaegap.examining import examine
 from vaegap.intake import Finding, as_images
 from vaegap.local import Recipe, optimize_local
 from vaegap.models import Model
+from vaegap.paired import bootstrap_interval
 from vaegap.picturing import drawing_order, natural_shape, picture, picture_shape
 from vaegap.posteriors import FAMILIES, make_family
 from vaegap.readings import scale_readings

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaegap.errors import InputError
+from vaegap.evaluation import encode
 from vaegap.models import Model
 from vaegap.posteriors import FullGaussian, Gaussian, Posterior
 from vaegap.posteriors.base import normal_log_prob
@@ -136,7 +137,7 @@ def make_base(vae: Model, x: Tensor, base: str | Posterior) -> Base:
         return Base(zeros, torch.ones_like(zeros)) if vae.prior is None else PriorBase(vae, len(x))
     if base == "mixture" and vae.prior is not None:
         raise InputError("base='mixture' needs the N(0, I) prior; use 'prior' or 'posterior'")
-    q = (base if isinstance(base, Posterior) else vae.encode(x)).detach()
+    q = (base if isinstance(base, Posterior) else encode(vae, x)).detach()
     kind = Mixture if base == "mixture" else Base
     if isinstance(q.family, Gaussian):
         return kind(*q.moments())

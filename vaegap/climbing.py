@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from vaegap.ascent import ascend
-from vaegap.bounds import Bound, controlled_log_weights, elbo, evaluating, join_bounds, make_generator
+from vaegap.bounds import Bound, elbo, join_bounds
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating, make_generator
+from vaegap.leaping import leap
 from vaegap.models import Model
 from vaegap.natural import ascend_naturally, is_plain_gaussian
-from vaegap.posteriors import Family, Posterior
+from vaegap.posteriors import Family, Gaussian, Posterior
 from vaegap.posteriors.lifting import lift, same_form
 from vaegap.progress import bar
+from vaegap.weights import controlled_log_weights
 
 __all__ = ["LocalFit", "Recipe", "climb", "pick_rows", "put_rows"]
+
+_LEAPS = 6  # most Newton steps in a row
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Recipe:
     """How one family is optimised.
 
     Args:
-        steps: steps of the first round; later rounds take half.
+        steps: steps of the first round.
         samples: noise vectors per image and step (antithetic pairs).
         lr: learning rate, falling to 1 % by cosine in each round: of Adam, or for Gaussians of the natural gradient.
         beta2: Adam's second decay.
@@ -40,6 +45,7 @@ class Recipe:
             had not arrived: one round moves a number only so far.
         tolerance, far: nats.
         judges: samples an image on which an end is compared with its start; the end is reported on others.
+        again: steps of later rounds; 0 for half as many as in the first.
 
     Raises:
         InputError: a count below 1, fewer than 2 judges, or samples that do not make pairs.
@@ -56,9 +62,12 @@ class Recipe:
     judges: int = 200
     repeats: int = 0
     far: float = 0.1
+    again: int = 0
 
     def __post_init__(self) -> None:
-        counts = min(self.steps, self.samples, self.chunk, self.rounds, self.judges - 1, self.repeats + 1)
+        counts = min(
+            self.steps, self.samples, self.chunk, self.rounds, self.judges - 1, self.repeats + 1, self.again + 1
+        )
         if counts < 1 or self.samples % 2 or not self.lr > 0:
             raise InputError(
                 "a recipe needs steps, chunk and rounds of at least 1, a positive lr, 2 judges or more, and samples in "
@@ -182,36 +191,80 @@ def _climb_chunk(
         active = (gain > (plan.far if done <= plan.repeats else plan.tolerance)).nonzero().flatten()
         if len(active) == 0:
             continue  # later rounds ask for less
-        num = plan.steps if done == 0 else max(1, plan.steps // 2)
+        num = plan.steps if done == 0 else plan.again or max(1, plan.steps // 2)
         begin = pick_rows(best, active, frozen)
-        if is_plain_gaussian(begin):
-            end = ascend_naturally(joint.subset(active), begin, num, plan.samples, lr, generator)
-        else:
-            with torch.enable_grad():
-                *_, last = ascend(joint.subset(active), begin, num, plan.samples, lr, plan.beta2, generator, frozen)
-            end = last.detach()
+        end, left = _round(vae, x[active], joint.subset(active), begin, plan, num, lr, seed + done, generator, frozen)
         steps[active.cpu()] += num
-        difference, noise, calmer = _compare(vae, x[active], begin, end, plan.judges, seed)
-        finite = torch.isfinite(difference)
+        difference, noise = _compare(vae, x[active], begin, end, plan.judges, seed + done)
+        finite, won = torch.isfinite(difference), difference > 0
         flagged |= dict.fromkeys(active[~finite].tolist(), "the ascent diverged: this is where it started")
-        # in doubt the one whose log-weights spread less: a start can shine by luck, and so can a lost end
-        won = ((difference > noise) | ((difference > -noise) & calmer)).nonzero().flatten()
-        best = put_rows(best, active[won], pick_rows(end, won, frozen), frozen)
-        gain[active] = difference.where(finite & (difference > 2 * noise), 0.0)
+        rows = won.nonzero().flatten()
+        best = put_rows(best, active[rows], pick_rows(end, rows, frozen), frozen)
+        left = difference.where(difference > 2 * noise, 0.0).fmin(left.to(difference))
+        # an end that lost went too far, not nowhere: the falling rates get their turn
+        gain[active] = torch.where(won, left, plan.far).where(finite, 0.0)
     if len(rates) > 1:
         for i in (gain > plan.far).nonzero().flatten().tolist():
             flagged[i] = f"the ascent has not ended: its last round still gained {gain[i]:.2f} nats"
     return best, first, steps, flagged
 
 
-def _compare(
-    vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """L[end] - L[begin] on the same noise, its standard error, and whether the end's log-weights spread less (N,)."""
+def _round(
+    vae: Model,
+    x: Tensor,
+    joint: LogJoint,
+    q: Posterior,
+    plan: Recipe,
+    steps: int,
+    lr: float,
+    seed: int,
+    generator: torch.Generator,
+    frozen: Collection[str],
+) -> tuple[Posterior, Tensor]:
+    """Where one round from q ends, and what is left to gain there (N,): NaN where only the next round tells."""
+    unknown = torch.full((len(q),), torch.nan)
+    if not is_plain_gaussian(q):
+        with torch.enable_grad():
+            *_, last = ascend(joint, q, steps, plan.samples, lr, plan.beta2, generator, frozen)
+        return last.detach(), unknown
+    if isinstance(q.family, Gaussian):  # leaps polish, for their noise is less than that of steps
+        q = ascend_naturally(joint, q, steps, plan.samples, lr, generator)
+        return _leap_while_better(vae, x, joint, q, plan, seed, generator)
+    # ... and for a full covariance, whose steps have no noise at the posterior, they are how to start
+    q, _ = _leap_while_better(vae, x, joint, q, plan, seed, generator)
+    return ascend_naturally(joint, q, steps, plan.samples, lr, generator), unknown
+
+
+def _leap_while_better(
+    vae: Model, x: Tensor, joint: LogJoint, q: Posterior, plan: Recipe, seed: int, generator: torch.Generator
+) -> tuple[Posterior, Tensor]:
+    """Gaussians after Newton steps that brought what they promised, and what is left to gain (N,)."""
+    left = torch.full((len(q),), torch.nan, dtype=q.params["mean"].dtype, device=x.device)
+    index = torch.arange(len(q), device=x.device)
+    for k in range(_LEAPS):
+        there, promised = leap(joint.subset(index), q[index], generator)
+        left[index] = promised
+        small, large = promised <= plan.tolerance, promised > plan.tolerance
+        q = put_rows(q, index[small], there[small], ())  # no comparison could tell
+        index, there, promised = index[large], there[large], promised[large]
+        if len(index) == 0:
+            break
+        difference, noise = _compare(vae, x[index], q[index], there, plan.judges, seed + k)
+        kept = (difference > 2 * noise) | ((difference - promised).abs() <= 2 * noise)
+        q = put_rows(q, index[kept], there[kept], ())
+        left[index] = ((promised - difference.where(kept, 0.0)).abs() - 2 * noise).clamp_min(0).to(left)
+        index = index[kept & (difference > plan.far)]
+        if len(index) == 0:
+            break
+    return q, left
+
+
+def _compare(vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """L[end] - L[begin] on the same noise and its standard error (N,)."""
     groups = zip(*(controlled_log_weights(vae, x, num, q, seed) for q in (begin, end)), strict=True)
-    before, after = (torch.cat(group, 1).double() for group in zip(*groups, strict=True))
-    gains = after - before
-    return gains.mean(0), gains.std(0) / num**0.5, after.std(0) <= before.std(0)
+    gains = ((after - before).double() for before, after in groups)
+    difference, noise = torch.cat([torch.stack([g.mean(0), g.std(0) / num**0.5]) for g in gains], 1)
+    return difference, noise
 
 
 def pick_rows(q: Posterior, index: Tensor, frozen: Collection[str]) -> Posterior:

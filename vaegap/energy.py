@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vaegap.errors import InputError
 from vaegap.fast import ELU, MLP, elu_
+from vaegap.likelihoods import Likelihood
 from vaegap.models import VAE, Model
 
 __all__ = ["LogJoint"]
@@ -38,6 +39,9 @@ class LogJoint:
 
     def __init__(self, model: Model, x: Tensor, force_dtype: torch.dtype | None = None) -> None:
         self.model, self.x = model, x
+        if force_dtype is not None and not force_dtype.is_floating_point:
+            raise InputError(f"force_dtype={force_dtype} is not a floating-point type; take torch.bfloat16, or None")
+        self.joint_is_own = _replaced(model, Model, "log_joint")
         self.layers = _mlp_layers(model)
         if self.layers is not None:
             linear, self.activation = self.layers
@@ -65,6 +69,8 @@ class LogJoint:
     def _likelihood(self, x: Tensor, z: Tensor, rejecting: bool) -> Tensor:
         """log p(x|z); in halves where the decoder raises, until the latents at which it does are alone."""
         try:
+            if self.joint_is_own:
+                return self.model.log_joint(x, z) - self.model.log_prior(z)
             return self.model.log_likelihood(x, z)
         except ValueError:
             if not rejecting:
@@ -135,8 +141,19 @@ class LogJoint:
         return (g @ self.w[0]).view(samples, images, d).to(z.dtype)
 
 
-_OWN = ("log_likelihood", "decoder_params", "decode", "log_prior")  # what a subclass or a caller may have replaced
+_OWN = ("log_joint", "log_likelihood", "decoder_params", "decode", "log_prior")  # what somebody may have replaced
 _SLOPES = {ELU: "elu", nn.Tanh: "tanh", nn.ReLU: "relu"}
+
+
+def _replaced(thing: object, usual: type, name: str) -> bool:
+    """Whether a subclass, or somebody who has patched the object, has a method of their own."""
+    return getattr(type(thing), name) is not getattr(usual, name) or name in vars(thing)
+
+
+def _knows_its_gradient(likelihood: Likelihood) -> bool:
+    """Whether `grad` belongs to `log_prob`: a subclass may have replaced the latter alone."""
+    owners = [next(c for c in type(likelihood).__mro__ if name in vars(c)) for name in ("grad", "log_prob")]
+    return issubclass(*owners) and not {"grad", "log_prob"} & set(vars(likelihood))
 
 
 def _mlp_layers(model: Model) -> tuple[list[nn.Linear], str] | None:
@@ -150,12 +167,12 @@ def _mlp_layers(model: Model) -> tuple[list[nn.Linear], str] | None:
     decoder = model.decoder
     if not isinstance(decoder, nn.Sequential) or type(decoder) not in (nn.Sequential, MLP):
         return None
-    if any(getattr(type(model), name) is not getattr(VAE, name) or name in vars(model) for name in _OWN):
+    if any(_replaced(model, VAE, name) for name in _OWN) or not _knows_its_gradient(model.likelihood):
         return None
     layers = list(decoder)
     linear = [m for m in layers[::2] if type(m) is nn.Linear and m.bias is not None]
     kinds = {_SLOPES.get(type(m), "") for m in layers[1::2]} or {"elu"}
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (decoder, *layers))
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (decoder, *layers))
     if len(layers) % 2 == 0 or len(linear) != len(layers[::2]) or len(kinds) > 1 or "" in kinds or hooked:
         return None
     probe = torch.zeros(1, model.data_dim * model.likelihood.params_per_pixel)

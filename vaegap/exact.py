@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vaegap.bounds import evaluating, image_chunks, matching
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating, image_chunks, matching
 from vaegap.models import VAE, Model
 from vaegap.posteriors import Posterior
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaegap.bounds import evaluating
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating
 from vaegap.intake import Finding
 from vaegap.models import Model
 from vaegap.outputs import mean_of

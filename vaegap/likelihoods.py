@@ -55,6 +55,18 @@ class Likelihood(ABC):
         """d log p(x|z) / d params (..., P), or None where only autograd knows it."""
         return None
 
+    def check_width(self, params: Tensor, pixels: int) -> None:
+        """Raise `InputError` for a decoder's output (..., P) that does not go with so many pixels.
+
+        Broadcasting would hide it.
+        """
+        want = pixels * self.params_per_pixel
+        if params.shape[-1] != want:
+            raise InputError(
+                f"the decoder gives {params.shape[-1]} numbers an image; {self.name} pixels need {want} for images of "
+                f"{pixels}: check the images' shape and the likelihood"
+            )
+
     def rows(self, out: Tensor) -> Tensor:
         """A decoder's output (M, ...) as `params` (M, P), in the order that `log_prob` reads."""
         return out.flatten(1) if out.dim() > 2 else out

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaegap.bounds import elbo, encode, evaluating, matching
+from vaegap.bounds import elbo
 from vaegap.climbing import LocalFit, Recipe, climb, pick_rows, put_rows
 from vaegap.errors import InputError
+from vaegap.evaluation import encode, evaluating, matching
 from vaegap.models import Model
-from vaegap.posteriors import Family, Posterior, make_family
+from vaegap.posteriors import Family, FullGaussian, Gaussian, Posterior, make_family
 from vaegap.posteriors.either import either
 from vaegap.posteriors.lifting import lift, same_form
 from vaegap.published import published
@@ -29,8 +30,8 @@ __all__ = ["OTHER", "RECIPES", "LocalFit", "Recipe", "lift", "optimize_local"]
 _NEAR = 3.0  # nats: images where the encoder is further below q* than this do not start from it as well
 
 RECIPES: dict[str, Recipe] = {
-    "gaussian": Recipe(200, 8, 0.3, rounds=2, judges=100, repeats=20, far=0.05),
-    "full_gaussian": Recipe(160, 8, 0.1, start="gaussian", rounds=1, judges=100, repeats=20, far=0.05),
+    "gaussian": Recipe(20, 8, 0.3, rounds=2, tolerance=0.01, repeats=20, far=0.03, again=100),
+    "full_gaussian": Recipe(60, 8, 0.1, start="gaussian", rounds=1, judges=100, repeats=20, far=0.05, again=60),
     "flow": Recipe(400, 8, 2e-3, chunk=64, start="gaussian", rounds=2, repeats=10),
     "spline": Recipe(300, 8, 2e-3, chunk=32, start="gaussian", rounds=2, repeats=10),
     "aux_flow": Recipe(300, 16, 5e-4, chunk=64, start="full_gaussian", rounds=1, repeats=10),
@@ -105,8 +106,9 @@ def optimize_local(
         return published(vae, x, target, num_eval, **options)
     with evaluating(vae):
         encoder = encode(vae, x).detach()
-        twice = vae.encode(x[:1].expand(2, -1))  # tensors that all images share keep one row
-    shared = frozenset(k for k, v in twice.params.items() if v.shape[0] == 1)
+        twice = vae.encode(x[:1].expand(2, -1))  # networks that all images share keep one row
+    gaussian = isinstance(encoder.family, Gaussian | FullGaussian)
+    shared = frozenset(k for k, v in twice.params.items() if v.shape[0] == 1 and not gaussian)
     given = None if start is None else matching(vae, x, start).detach()
     if start is None and plan.start:
         start = optimize_local(

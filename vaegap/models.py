@@ -210,7 +210,11 @@ class VAE(Model):
         return self.likelihood.distribution(self.decoder_params(z))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.likelihood.log_prob(self.decoder_params(z), x)
+        if type(self).decode is not VAE.decode or "decode" in vars(self):  # somebody's own p(x|z)
+            return super().log_likelihood(x, z)
+        params = self.decoder_params(z)
+        self.likelihood.check_width(params, x.shape[-1])
+        return self.likelihood.log_prob(params, x)
 
 
 def _mlp_features(data_dim: int, hidden: Sequence[int], activation: str) -> tuple[nn.Sequential, int]:

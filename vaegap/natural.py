@@ -93,5 +93,7 @@ def _full_step(
 
 def _within(change: Tensor, most: float) -> Tensor:
     """Each image's change (N, ...), shortened to length `most` where it is longer."""
-    length = change.flatten(1).norm(dim=1).clamp_min(most)
-    return change * (most / length).view(-1, *[1] * (change.dim() - 1))
+    rows = change.flatten(1)
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(most)  # first, or the norm of huge numbers overflows
+    length = (rows / largest).norm(dim=1, keepdim=True) * largest
+    return torch.where(length > most, rows / largest * (most / (length / largest)), rows).view_as(change)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vaegap.ascent import ascend
-from vaegap.bounds import Bound, elbo, evaluating, join_bounds, make_generator
+from vaegap.bounds import Bound, elbo, join_bounds
 from vaegap.climbing import LocalFit
 from vaegap.energy import LogJoint
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating, make_generator
 from vaegap.models import Model
 from vaegap.posteriors import Family, Posterior
 from vaegap.progress import bar

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, MixtureSameFamily, constraints
 
-from vaegap.bounds import elbo, evaluating
+from vaegap.bounds import elbo
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating
 from vaegap.intake import Finding
 from vaegap.models import VAE, Model
 from vaegap.outputs import mean_of, read_scale, to_logits

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 
 from vaegap.bounds import Bound
-from vaegap.decomposition import Gaps, complete_gaps
+from vaegap.decomposition import Gaps
+from vaegap.paired import complete_gaps
 
 __all__ = ["settled"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from vaegap.behind import line_of, modules_behind
-from vaegap.bounds import evaluating
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating
 from vaegap.likelihoods import Likelihood, make_likelihood
 from vaegap.models import Model
 from vaegap.outputs import (
@@ -186,12 +186,7 @@ class WrappedVAE(Model):
             images = x.expand(*z.shape[:-1], -1).reshape(-1, *out.batch_shape[1:], *out.event_shape)
             return out.log_prob(images).to(self.dtype).reshape(*z.shape[:-1], -1).sum(-1)
         params = self._params(out, z)
-        want = x.shape[-1] * self.likelihood.params_per_pixel
-        if params.shape[-1] != want:
-            raise InputError(
-                f"the decoder gives {params.shape[-1]} numbers an image; {self.likelihood.name} pixels need {want} for "
-                f"images of {x.shape[-1]}: check the images' shape and the likelihood"
-            )
+        self.likelihood.check_width(params, x.shape[-1])
         return self.likelihood.log_prob(params, x)
 
     def check_pixels(self, x: Tensor) -> None:

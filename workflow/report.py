@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vaegap import decomposition
+from vaegap import paired
 from vaegap.lab import experiments, protocols, runs
 
 LABELS = {
@@ -25,7 +25,7 @@ def main() -> int:
         print(f"There is no record of {run}. Cure: make reproduce", file=sys.stderr)
         return 1
     for split, name in (("train", "training"), ("test", "held-out")):
-        summary = decomposition.summarize(*protocols.gap_tables(record, split=split))
+        summary = paired.summarize(*protocols.gap_tables(record, split=split))
         print(f"\n   {summary['num_images'].iloc[0]} {name} images    mean ± Monte Carlo error   95 % over images")
         for metric, label in LABELS.items():
             row = summary.loc[metric]

@@ -61,7 +61,7 @@ ROWS = {
 
 
 def headline(record: Record, split: str = "train", **labels: Any) -> pd.DataFrame:
-    """`decomposition.summarize` of a record, with the gaps of the encoder's own family under their plain names."""
+    """`paired.summarize` of a record, with the gaps of the encoder's own family under their plain names."""
     key = ("headline", split, tuple(sorted(labels.items())))
     if key not in record.readings:
         record.readings[key] = _headline(record, split, **labels)
@@ -70,10 +70,10 @@ def headline(record: Record, split: str = "train", **labels: Any) -> pd.DataFram
 
 
 def _headline(record: Record, split: str, **labels: Any) -> pd.DataFrame:
-    from vaegap import decomposition
+    from vaegap import paired
     from vaegap.lab.protocols import gap_tables
 
-    summary = decomposition.summarize(*gap_tables(record, split=split, **labels))
+    summary = paired.summarize(*gap_tables(record, split=split, **labels))
     own = record.params["family"]
     for gap in ("approximation", "amortization"):
         if f"{gap}_{own}" in summary.index:
@@ -164,7 +164,7 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
 
 
 def levels(summary: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `decomposition.summarize` to be read: "mean ± Monte Carlo error" and the interval over images, nats."""
+    """Rows of `paired.summarize` to be read: "mean ± Monte Carlo error" and the interval over images, nats."""
     import pandas as pd
 
     rows = {}

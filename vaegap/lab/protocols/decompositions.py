@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vaegap import decomposition
+from vaegap import decomposition, paired
 from vaegap.annealing import bdmc
-from vaegap.bounds import evaluating
 from vaegap.errors import InputError
+from vaegap.evaluation import evaluating
 from vaegap.lab import checkpoints, provenance
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
@@ -140,7 +140,7 @@ def _rows(columns: dict[str, Tensor], **labels: Any) -> Iterator[dict[str, Any]]
                 **labels, "metric": metric, "image": str(i), "value": float(table[metric].iat[i]), "unit": "nats",
                 "mcse": float(errors[metric].iat[i]), "bound": "lower", "family": family or None,
             }  # fmt: skip
-    for metric, row in decomposition.summarize(table, errors).iterrows():
+    for metric, row in paired.summarize(table, errors).iterrows():
         kind = "lower" if metric in bounds else ""
         yield {**labels, "metric": metric, "value": row["mean"], "mcse": row["mcse"], "unit": "nats", "bound": kind}
     for key in ("ais", "iwae"):
@@ -173,7 +173,7 @@ def _frames(columns: Mapping[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
     names = ["log_p", "L_q", *[k for k in columns if k.startswith("L_star_") and not k.endswith("_mcse")]]
     table = pd.DataFrame({k: columns[k].numpy() for k in names})
     errors = pd.DataFrame({k: columns[f"{k}_mcse"].numpy() for k in names})
-    return decomposition.complete_gaps(table, errors)
+    return paired.complete_gaps(table, errors)
 
 
 def gap_tables(record: Record, **labels: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -183,7 +183,7 @@ def gap_tables(record: Record, **labels: Any) -> tuple[pd.DataFrame, pd.DataFram
     order = list(dict.fromkeys(rows["metric"]))
     table = rows.pivot(index="image", columns="metric", values="value")[order].sort_index()
     errors = rows.pivot(index="image", columns="metric", values="mcse")[order].sort_index()
-    return decomposition.complete_gaps(table, errors)
+    return paired.complete_gaps(table, errors)
 
 
 def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> int:
