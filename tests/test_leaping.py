@@ -78,7 +78,7 @@ def test_in_parts_it_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -
 def test_no_step_where_log_p_bends_upwards_or_is_not_a_number(family: str) -> None:
     class Upwards(VAE):
         def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-            return torch.where(z > 50, torch.nan, 16 * z**2).sum(-1)
+            return torch.where(z > 50, torch.nan * z, 16 * z**2).sum(-1)
 
     vae, x = Upwards(2, 2, encoder_hidden=(), decoder_hidden=(), seed=0), torch.zeros(3, 2)
     for far in (0.0, 100.0):

@@ -8,6 +8,8 @@ the accept/reject step uses exact energies (Neal 2011, section 5.3.2).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +18,24 @@ from vaegap.fast import ELU, MLP, elu_
 from vaegap.likelihoods import Likelihood
 from vaegap.models import VAE, Model
 
-__all__ = ["LogJoint"]
+__all__ = ["LogJoint", "cpu_flags", "quickest_forces"]
 
 _ROWS = 2048  # samples of a block, and
 _FLOATS = 2**21  # numbers of its widest activation: what fits the cache of one core
+
+
+def cpu_flags() -> str:
+    """What the processor can do, in Linux's words; "" where the system does not tell."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def quickest_forces() -> torch.dtype | None:
+    """bfloat16 where the processor multiplies bfloat16 matrices faster; None, the model's own precision, elsewhere."""
+    flags = cpu_flags()
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else None
 
 
 class LogJoint:

@@ -8,8 +8,7 @@ types a verdict.
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from vaegap.lab import runs
 from vaegap.lab.expressions import evaluate, letters
 from vaegap.lab.files import find_root
 from vaegap.lab.records import Record
+from vaegap.lab.seeds import over_seeds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ __all__ = [
     "evaluate",
     "judge",
     "ledger",
-    "over_seeds",
     "read_claims",
     "report",
 ]
@@ -41,7 +40,6 @@ __all__ = [
 VERDICTS = ("reproduced", "same direction", "not reproduced", "undecided at this scale")
 
 _RESAMPLES = 1000
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -264,23 +262,6 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     if known:
         verdict = _verdict(min(low for low, _ in known), max(high for _, high in known), check)
     return Verdict(check, verdict, value, images, spread, len(seeds), sorted(set(used)))
-
-
-def over_seeds(values: Sequence[float]) -> float:
-    """Half width of the 95 % t-interval of the mean of some training runs; NaN for fewer than two.
-
-    Example:
-        >>> round(over_seeds([1.0, 2.0, 3.0]), 3)
-        2.484
-    """
-    if len(values) < 2:
-        return math.nan
-    return t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def t95(freedom: int) -> float:
-    """97.5 % quantile of Student's t."""
-    return _T95.get(freedom, 1.96 + 2.4 / freedom)
 
 
 def _verdict(low: float, high: float, check: Check) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vaegap.lab.captions import Found
-from vaegap.lab.claims import over_seeds
 from vaegap.lab.records import Record
+from vaegap.lab.seeds import over_seeds
 from vaegap.lab.tables import NOTHING, headline
 from vaegap.rounding import plus_minus
 

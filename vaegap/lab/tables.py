@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaegap.lab.captions import Caption, caption, live, with_caption
-from vaegap.lab.claims import over_seeds
 from vaegap.lab.files import find_root
 from vaegap.lab.gathering import DATASETS, Found, collect
 from vaegap.lab.records import Record
+from vaegap.lab.seeds import over_seeds
 from vaegap.rounding import plus_minus
 
 if TYPE_CHECKING:

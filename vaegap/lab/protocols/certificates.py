@@ -12,10 +12,11 @@ import torch
 
 from vaegap.annealing import ais, bdmc
 from vaegap.bounds import Bound, iwae
+from vaegap.energy import quickest_forces
 from vaegap.lab import checkpoints
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
-from vaegap.lab.protocols.decompositions import Rows, _force_dtype, in_blocks, kept_model, model_of
+from vaegap.lab.protocols.decompositions import Rows, in_blocks, kept_model, model_of
 from vaegap.lab.records import Record
 from vaegap.local import optimize_local
 from vaegap.models import VAE
@@ -78,12 +79,12 @@ def verify_certificates(ctx: Context, record: Record) -> Rows:
 
 
 def _fit(vae: VAE, images: torch.Tensor, seed: int = 5) -> Posterior:
-    return optimize_local(vae, images, "full_gaussian", num_eval=2, force_dtype=_force_dtype(), seed=seed).posterior
+    return optimize_local(vae, images, "full_gaussian", num_eval=2, force_dtype=quickest_forces(), seed=seed).posterior
 
 
 def _ways(vae: VAE, p: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Settings of BDMC by name: ours from two bases, and the paper's at several lengths."""
-    rounded = _force_dtype()
+    rounded = quickest_forces()
     ways: dict[str, dict[str, Any]] = {
         "q*_full, 20 temperatures": {"num_temperatures": 20, "base": partial(_fit, vae), "force_dtype": rounded},
         "q(z|x), 50 temperatures": {"num_temperatures": 50, "force_dtype": rounded},
@@ -102,7 +103,7 @@ def _weighings(vae: VAE, x: torch.Tensor, seed: int = 0) -> dict[str, tuple[int 
         return _fit(vae, x, 5 + seed)
 
     def annealed() -> Bound:
-        return ais(vae, x, num_temperatures=20, base=best(), force_dtype=_force_dtype(), seed=8 + seed)
+        return ais(vae, x, num_temperatures=20, base=best(), force_dtype=quickest_forces(), seed=8 + seed)
 
     return {
         "IWAE from q": (5000, lambda: iwae(vae, x, 5000, seed=7 + seed)),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vaegap import decomposition, paired
 from vaegap.annealing import bdmc
+from vaegap.energy import quickest_forces
 from vaegap.errors import InputError
 from vaegap.evaluation import evaluating
 from vaegap.lab import checkpoints, provenance
@@ -76,18 +77,6 @@ def in_blocks(
     return {key: torch.cat([p[key] for p in pieces]) for key in pieces[0]}
 
 
-def _force_dtype() -> torch.dtype | None:
-    """bfloat16 forces where the processor multiplies bfloat16 matrices faster, the model's own elsewhere."""
-    return torch.bfloat16 if "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags() else None
-
-
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
 def decompose(
     ctx: Context, vae: VAE, x: Tensor, name: str, families: tuple[str, ...], checked: int = 0
 ) -> dict[str, Tensor]:
@@ -100,7 +89,7 @@ def decompose(
         print(f"{ctx.run_id}: {name}, images {part.start} to {part.stop - 1}", flush=True)
         look = part.start < checked
         out = decomposition.gaps(
-            vae, x[part], families, certify=0, check_modes=look, force_dtype=_force_dtype(), seed=seed
+            vae, x[part], families, certify=0, check_modes=look, force_dtype=quickest_forces(), seed=seed
         )
         columns: dict[str, Tensor] = {}
         for key in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
@@ -213,11 +202,11 @@ def _width(ctx: Context, vae: VAE, num: int) -> Rows:
     """BDMC with the settings of the published log p̂."""
 
     def fit(images: Tensor) -> Any:
-        return optimize_local(vae, images, "full_gaussian", num_eval=2, force_dtype=_force_dtype(), seed=5).posterior
+        return optimize_local(vae, images, "full_gaussian", num_eval=2, force_dtype=quickest_forces(), seed=5).posterior
 
     def block(part: slice, seed: int) -> dict[str, Tensor]:
         sandwich = bdmc(
-            vae, part.stop - part.start, num_temperatures=20, base=fit, force_dtype=_force_dtype(), seed=seed
+            vae, part.stop - part.start, num_temperatures=20, base=fit, force_dtype=quickest_forces(), seed=seed
         )
         return {"width": (sandwich.upper.per_image - sandwich.lower.per_image).double()}
 
@@ -273,7 +262,7 @@ def _widths(params: Mapping[str, Any]) -> dict[str, str]:
 def _again(vae: VAE, p: Mapping[str, Any], num: int, split: str, **labels: str) -> Rows:
     """The bounds of some images with other random numbers than a record's."""
     x = load_images(p["dataset"], split, num_images=num).x
-    out = decomposition.gaps(vae, x, tuple(p["families"]), certify=0, force_dtype=_force_dtype(), seed=12345)
+    out = decomposition.gaps(vae, x, tuple(p["families"]), certify=0, force_dtype=quickest_forces(), seed=12345)
     rows: Rows = []
     for metric in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
         family = metric.removeprefix("L_star_") if metric.startswith("L_star_") else None
