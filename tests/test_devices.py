@@ -16,7 +16,7 @@ from somebody import LATENT, SIX, D, Dense, fc
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from vaegap import VAE, ais, audit, bdmc, certifying, climbing, decomposition, elbo, gaps, iwae, optimize_local, wrap
+from vaegap import VAE, ais, audit, bdmc, certifying, elbo, evidence, gaps, iwae, optimize_local, rounds, wrap
 from vaegap.adapters import Layers, from_state_dict
 from vaegap.errors import InputError
 from vaegap.exact import linear_gaussian_vae, quadrature
@@ -30,13 +30,13 @@ QUICK: dict[str, Any] = {"num_samples": 30, "certify": 2, "worst": 1}  # of an a
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The device, and few steps and temperatures: where tensors are does not depend on their number."""
-    ascend, anneal = climbing.ascend, decomposition.ais
+    ascend, anneal = rounds.ascend, evidence.ais
 
     def short(joint: Any, q: Any, steps: int, *rest: Any) -> Any:
         return ascend(joint, q, min(steps, 2), *rest)
 
-    monkeypatch.setattr(climbing, "ascend", short)
-    monkeypatch.setattr(decomposition, "ais", lambda *a, **k: anneal(*a, **{**k, "num_temperatures": 3}))
+    monkeypatch.setattr(rounds, "ascend", short)
+    monkeypatch.setattr(evidence, "ais", lambda *a, **k: anneal(*a, **{**k, "num_temperatures": 3}))
     monkeypatch.setattr(certifying, "_LADDER", (3,))
     with pretend_device() as where:
         yield where

@@ -118,3 +118,31 @@ def test_one_global_variance_is_optimised_image_by_image(family: str) -> None:
     for name, truth in (("gaussian", exact.best_gaussian), ("full_gaussian", exact.log_p)):
         assert_bound(optimize_local(vae, x, name, num_eval=500, seed=0).bound, truth, 0.02)
     assert elbo(vae, x, 50, seed=0).mean < exact.best_gaussian.mean().item() - 1
+
+
+@pytest.mark.parametrize("family", GAUSSIANS)
+def test_damping_keeps_the_promise_honest(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curvature that is not positive is damped; the promise is that of the quadratic all the same."""
+    vae = linear_gaussian_vae(data_dim=8, latent_dim=5).double()
+    x, q = start(vae, 1, family, far=0.0, logvar=0.0)
+    bent, slope = torch.diag(torch.tensor([-0.2, 0.5, 1.0, 1.0, 2.0])).double(), torch.ones(1, 5).double()
+    monkeypatch.setattr(leaping, "_quadratic", lambda *given: (slope, bent.expand(1, 5, 5)))
+    there, promised = leap(LogJoint(vae, x), q, torch.Generator())
+
+    def value(at: Posterior) -> Tensor:
+        """E[slope z - z bent z / 2] plus entropy, in the coordinates of the start: N(0, I)."""
+        lower = at.family.scale_tril(at.params) if isinstance(at.family, FullGaussian) else torch.diag_embed(at.stddev)
+        bend = torch.einsum("ni,ij,nj->n", at.mean, bent, at.mean) + (bent @ lower @ lower.mT).diagonal(0, 1, 2).sum(1)
+        return (slope * at.mean).sum(1) - 0.5 * bend + lower.diagonal(0, 1, 2).log().sum(1)
+
+    torch.testing.assert_close(promised, value(there) - value(q))
+
+
+def test_an_ascent_that_ends_far_below_its_promise_is_flagged() -> None:
+    """So far away that the noise of comparisons hides every gain."""
+    vae = linear_gaussian_vae()
+    x = vae.simulate(4, seed=1)
+    far = make_family("gaussian", 5).posterior(torch.full((4, 5), 1e7), torch.full((4, 5), -4.0))
+    fit = optimize_local(vae, x, start=far, num_eval=50, seed=0)
+    lost = vae.exact_gaps(x).best_gaussian - fit.bound.per_image
+    assert set((lost > 1).nonzero().flatten().tolist()) <= set(fit.bound.flagged or {})

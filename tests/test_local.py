@@ -12,7 +12,19 @@ import torch
 from oracles import FAMILY_NAMES, HOLD_GAUSSIANS, assert_bound, best_member
 from torch import Tensor
 
-from vaegap import VAE, Bound, InputError, LocalFit, climbing, elbo, load_images, optimize_local, published, wrap
+from vaegap import (
+    VAE,
+    Bound,
+    InputError,
+    LocalFit,
+    climbing,
+    elbo,
+    load_images,
+    optimize_local,
+    published,
+    rounds,
+    wrap,
+)
 from vaegap.energy import LogJoint
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.lab.training import Schedule, train
@@ -246,13 +258,14 @@ def test_the_report_uses_samples_that_nothing_was_chosen_by(
         return evaluate
 
     monkeypatch.setattr(climbing, "elbo", watched(climbing.elbo))
-    original = climbing._compare
+    original = rounds.compare
 
     def compare(vae: VAE, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int) -> tuple[Tensor, ...]:
         calls.append((num, seed))
         return original(vae, x, begin, end, num, seed)
 
-    monkeypatch.setattr(climbing, "_compare", compare)
+    for module in (climbing, rounds):
+        monkeypatch.setattr(module, "compare", compare)
     recipe = replace(RECIPES["gaussian"], steps=5, rounds=2, chunk=4)
     fit = optimize_local(*oracle, "gaussian", recipe=recipe, num_eval=77, seed=0)
     reported = [seed for samples, seed in calls if samples == 77]

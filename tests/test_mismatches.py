@@ -198,6 +198,7 @@ def test_chains_of_which_one_carries_the_weight_are_flagged() -> None:
     wild = make_family("gaussian", 5).posterior(torch.full((6, 5), 30.0), torch.full((6, 5), -9.0))
     found = ais(VAE_, X, num_temperatures=2, base=wild, seed=0)
     assert set(found.flagged or {}) == set(range(6))
+    assert all("one of 16 chains" in why or "hardly move" in why for why in (found.flagged or {}).values())
     assert not ais(VAE_, X, num_temperatures=20, seed=0).flagged
 
 

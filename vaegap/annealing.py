@@ -185,7 +185,8 @@ def ais(
 
     Returns:
         a lower `Bound`, per image in nats, with acceptance rates and effective sample sizes; images whose chains
-        diverged (acceptance near 0) are in `flagged`.
+        hardly move (acceptance below 10 %), or of which one carries the weight (an effective sample size below 2, from
+        8 chains on), are in `flagged`.
 
     Raises:
         InputError: unusable images, a `Posterior` for other images, or a weight that is not finite.
@@ -330,4 +331,4 @@ def _bound(pieces: list[tuple[Tensor, Tensor]], num_chains: int, kind: str) -> B
         lone = (ess < 2).nonzero().flatten().tolist()
         alone = f"one of {num_chains} chains carries the weight: the base is far off, or the temperatures are too few"
         flagged = dict.fromkeys(lone, alone) | flagged
-    return Bound(value if kind == "lower" else -value, error, kind, num_chains, ess, None, accept, flagged)
+    return Bound(value if kind == "lower" else -value, error, kind, num_chains, ess, None, accept, flagged or None)

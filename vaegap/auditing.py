@@ -34,7 +34,7 @@ from vaegap.settling import settled
 
 __all__ = ["Audit", "audit", "known_families"]
 
-_REFINE = Recipe(20, 4, 0.3, rounds=1)
+_REFINE = Recipe(20, 4, 0.3, rounds=1, leaps=0)
 
 
 def audit(

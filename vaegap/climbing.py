@@ -10,69 +10,16 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from vaegap.ascent import ascend
 from vaegap.bounds import Bound, elbo, join_bounds
-from vaegap.energy import LogJoint
 from vaegap.errors import InputError
 from vaegap.evaluation import evaluating, make_generator
-from vaegap.leaping import leap
 from vaegap.models import Model
-from vaegap.natural import ascend_naturally, is_plain_gaussian
-from vaegap.posteriors import Family, Gaussian, Posterior
+from vaegap.posteriors import Family, Posterior
 from vaegap.posteriors.lifting import lift, same_form
 from vaegap.progress import bar
-from vaegap.weights import controlled_log_weights
+from vaegap.rounds import Climber, Recipe, compare, pick_rows, put_rows, still_to_gain
 
-__all__ = ["LocalFit", "Recipe", "climb", "pick_rows", "put_rows"]
-
-_LEAPS = 6  # most Newton steps in a row
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one family is optimised.
-
-    Args:
-        steps: steps of the first round.
-        samples: noise vectors per image and step (antithetic pairs).
-        lr: learning rate, falling to 1 % by cosine in each round: of Adam, or for Gaussians of the natural gradient.
-        beta2: Adam's second decay.
-        chunk: images optimised together.
-        start: the poorer family it starts from; "" for the encoder.
-        rounds: most rounds at falling rates, each half the last; an image leaves after a round that gained less than
-            `tolerance`.
-        repeats: most rounds at the full rate before the rate falls: an image that gained more than `far` in a round
-            had not arrived: one round moves a number only so far.
-        tolerance, far: nats.
-        judges: samples an image on which an end is compared with its start; the end is reported on others.
-        again: steps of later rounds; 0 for half as many as in the first.
-
-    Raises:
-        InputError: a count below 1, fewer than 2 judges, or samples that do not make pairs.
-    """
-
-    steps: int
-    samples: int
-    lr: float
-    beta2: float = 0.999
-    chunk: int = 500
-    start: str = ""
-    rounds: int = 3
-    tolerance: float = 0.02
-    judges: int = 200
-    repeats: int = 0
-    far: float = 0.1
-    again: int = 0
-
-    def __post_init__(self) -> None:
-        counts = min(
-            self.steps, self.samples, self.chunk, self.rounds, self.judges - 1, self.repeats + 1, self.again + 1
-        )
-        if counts < 1 or self.samples % 2 or not self.lr > 0:
-            raise InputError(
-                "a recipe needs steps, chunk and rounds of at least 1, a positive lr, 2 judges or more, and samples in "
-                f"pairs; got {self}"
-            )
+__all__ = ["LocalFit", "climb"]
 
 
 @dataclass(frozen=True)
@@ -81,10 +28,10 @@ class LocalFit:
 
     Args:
         bound: L[q*] per image, on samples that neither the optimiser nor the choice of start or end saw. Images whose
-            ascent diverged, or still gained in its last round, are in its `flagged`.
+            ascent diverged, or has not ended, are in its `flagged`.
         posterior: q*.
         start: L of the start, per image, on the samples on which it was compared with the end.
-        steps: optimisation steps that each image took (N,).
+        steps: optimisation steps that each image took (N,), leaps not counted.
 
     Example:
         >>> from vaegap import optimize_local
@@ -180,101 +127,33 @@ def _climb_chunk(
     Returns the better of start and end, L of the start, the steps each image took, and the images to flag.
     """
     generator = make_generator(vae, seed)
-    joint = LogJoint(vae, x, force_dtype)
     best = start.detach()
     flagged: dict[int, str] = {}
-    first = elbo(vae, x, plan.judges, best, seed=seed)
+    first = elbo(vae, x, plan.judges, best, seed=seed + 10)
     steps = torch.zeros(len(x), dtype=torch.long)
-    gain = torch.full_like(first.per_image, torch.inf)  # of each image's last round, as far as it is beyond doubt
+    gain = torch.full_like(first.per_image, torch.inf)  # left to gain, by what each image's last round tells
+    short = torch.zeros_like(gain)  # nats by which an image's last round ended below its start
     rates = [plan.lr] * (1 + plan.repeats) + [plan.lr * 0.5**k for k in range(1, plan.rounds)]
+    climber = Climber(vae, x, plan, force_dtype, generator, frozen)
     for done, lr in enumerate(rates):
         active = (gain > (plan.far if done <= plan.repeats else plan.tolerance)).nonzero().flatten()
         if len(active) == 0:
             continue  # later rounds ask for less
         num = plan.steps if done == 0 else plan.again or max(1, plan.steps // 2)
         begin = pick_rows(best, active, frozen)
-        end, left = _round(vae, x[active], joint.subset(active), begin, plan, num, lr, seed + done, generator, frozen)
+        end, left = climber.round(active, begin, num, lr, seed + 200 + 20 * done, first=done == 0)
         steps[active.cpu()] += num
-        difference, noise = _compare(vae, x[active], begin, end, plan.judges, seed + done)
+        difference, noise = compare(vae, x[active], begin, end, plan.judges, seed + 10 + done)
         finite, won = torch.isfinite(difference), difference > 0
         flagged |= dict.fromkeys(active[~finite].tolist(), "the ascent diverged: this is where it started")
         rows = won.nonzero().flatten()
         best = put_rows(best, active[rows], pick_rows(end, rows, frozen), frozen)
-        left = difference.where(difference > 2 * noise, 0.0).fmin(left.to(difference))
         # an end that lost went too far, not nowhere: the falling rates get their turn
-        gain[active] = torch.where(won, left, plan.far).where(finite, 0.0)
+        gain[active] = torch.where(won, still_to_gain(difference, noise, left), plan.far).where(finite, 0.0)
+        short[active] = (-difference - 2 * noise).where(finite, 0.0)
     if len(rates) > 1:
         for i in (gain > plan.far).nonzero().flatten().tolist():
-            flagged[i] = f"the ascent has not ended: its last round still gained {gain[i]:.2f} nats"
+            flagged[i] = f"the ascent has not ended: {gain[i]:.2f} nats seem left, or more"
+        for i in (short > plan.far).nonzero().flatten().tolist():
+            flagged[i] = "the ascent ended below its start, at every rate that was tried: this is where it was before"
     return best, first, steps, flagged
-
-
-def _round(
-    vae: Model,
-    x: Tensor,
-    joint: LogJoint,
-    q: Posterior,
-    plan: Recipe,
-    steps: int,
-    lr: float,
-    seed: int,
-    generator: torch.Generator,
-    frozen: Collection[str],
-) -> tuple[Posterior, Tensor]:
-    """Where one round from q ends, and what is left to gain there (N,): NaN where only the next round tells."""
-    unknown = torch.full((len(q),), torch.nan)
-    if not is_plain_gaussian(q):
-        with torch.enable_grad():
-            *_, last = ascend(joint, q, steps, plan.samples, lr, plan.beta2, generator, frozen)
-        return last.detach(), unknown
-    if isinstance(q.family, Gaussian):  # leaps polish, for their noise is less than that of steps
-        q = ascend_naturally(joint, q, steps, plan.samples, lr, generator)
-        return _leap_while_better(vae, x, joint, q, plan, seed, generator)
-    # ... and for a full covariance, whose steps have no noise at the posterior, they are how to start
-    q, _ = _leap_while_better(vae, x, joint, q, plan, seed, generator)
-    return ascend_naturally(joint, q, steps, plan.samples, lr, generator), unknown
-
-
-def _leap_while_better(
-    vae: Model, x: Tensor, joint: LogJoint, q: Posterior, plan: Recipe, seed: int, generator: torch.Generator
-) -> tuple[Posterior, Tensor]:
-    """Gaussians after Newton steps that brought what they promised, and what is left to gain (N,)."""
-    left = torch.full((len(q),), torch.nan, dtype=q.params["mean"].dtype, device=x.device)
-    index = torch.arange(len(q), device=x.device)
-    for k in range(_LEAPS):
-        there, promised = leap(joint.subset(index), q[index], generator)
-        left[index] = promised
-        small, large = promised <= plan.tolerance, promised > plan.tolerance
-        q = put_rows(q, index[small], there[small], ())  # no comparison could tell
-        index, there, promised = index[large], there[large], promised[large]
-        if len(index) == 0:
-            break
-        difference, noise = _compare(vae, x[index], q[index], there, plan.judges, seed + k)
-        kept = (difference > 2 * noise) | ((difference - promised).abs() <= 2 * noise)
-        q = put_rows(q, index[kept], there[kept], ())
-        left[index] = ((promised - difference.where(kept, 0.0)).abs() - 2 * noise).clamp_min(0).to(left)
-        index = index[kept & (difference > plan.far)]
-        if len(index) == 0:
-            break
-    return q, left
-
-
-def _compare(vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int) -> tuple[Tensor, Tensor]:
-    """L[end] - L[begin] on the same noise and its standard error (N,)."""
-    groups = zip(*(controlled_log_weights(vae, x, num, q, seed) for q in (begin, end)), strict=True)
-    gains = ((after - before).double() for before, after in groups)
-    difference, noise = torch.cat([torch.stack([g.mean(0), g.std(0) / num**0.5]) for g in gains], 1)
-    return difference, noise
-
-
-def pick_rows(q: Posterior, index: Tensor, frozen: Collection[str]) -> Posterior:
-    """The posteriors of some images; frozen tensors belong to all, also where one image is left."""
-    return Posterior(q.family, {k: v if k in frozen else v[index] for k, v in q.params.items()})
-
-
-def put_rows(q: Posterior, index: Tensor, new: Posterior, frozen: Collection[str]) -> Posterior:
-    """q with the parameters of some images taken from `new`."""
-    if len(index) == 0:
-        return q
-    out = {k: v if k in frozen else v.index_copy(0, index, new.params[k]) for k, v in q.params.items()}
-    return Posterior(q.family, out)

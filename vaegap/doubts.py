@@ -78,8 +78,8 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
             )  # fmt: skip
         if part.stuck:
             found.append(
-                Finding("stuck", f"the AIS chains of {len(part.stuck)} {which} hardly move (first: image "
-                        f"{next(iter(part.stuck))})",
+                Finding("stuck", f"AIS is not to be trusted for {len(part.stuck)} {which} (first: image "
+                        f"{next(iter(part.stuck))}: {next(iter(part.stuck.values()))})",
                         "their log p̂ is a bound of unknown looseness: look at these images")
             )  # fmt: skip
     if not modes:

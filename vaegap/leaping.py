@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from vaegap.energy import LogJoint
+from vaegap.natural import scale_of
 from vaegap.posteriors import FullGaussian, Posterior
 
 __all__ = ["leap"]
 
-_PAIRS = 32  # fewest noise vectors, before their antithetic twins
+_PAIRS = 32  # fewest noise vectors, before their antithetic twins, and how many are drawn at once
 _FLOATS = 2**23  # numbers of all curvatures held at once: 32 MB in float32
-_MOST = 2.0  # that a log-variance changes by
-_WIDEST = 256  # latents: beyond them a curvature costs more than it brings
+_MOST = 2.0  # that a log-variance of a factorized Gaussian changes by
+_WIDEST = 512  # latents: beyond them a curvature costs too much
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def leap(joint: LogJoint, q: Posterior, generator: torch.Generator) -> tuple[Pos
         the Gaussians after the step, and the gain in nats (N,) that the quadratic predicts: NaN where it has
         no top, or there are too many latents for one.
 
-    Source: Stein's lemma as in Opper & Archambeau 2009, eq. 9-10; damping: Levenberg 1944, Marquardt 1963.
+    Source: Stein's lemma as in Opper & Archambeau 2009; damping: Levenberg 1944, Marquardt 1963.
 
     Example:
         >>> from vaegap.exact import linear_gaussian_vae
@@ -62,7 +63,7 @@ def leap(joint: LogJoint, q: Posterior, generator: torch.Generator) -> tuple[Pos
 def _leap(joint: LogJoint, q: Posterior, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
     """Parameters and promised gain (n,) of some images."""
     mean = q.params["mean"]
-    scale = q.family.scale_tril(q.params) if isinstance(q.family, FullGaussian) else (0.5 * q.params["logvar"]).exp()
+    scale = scale_of(q)
     slope, curvature = _quadratic(joint, mean, scale, generator)
     doubt = 0.5 * (curvature - curvature.mT)  # noise alone: a Hessian is symmetric
     curvature = 0.5 * (curvature + curvature.mT)
@@ -71,7 +72,7 @@ def _leap(joint: LogJoint, q: Posterior, generator: torch.Generator) -> tuple[di
     step = torch.cholesky_solve(slope.unsqueeze(-1), factor)
     rise = (slope * step.squeeze(-1)).sum(1) - 0.5 * (step.mT @ curvature @ step).flatten()
     if isinstance(q.family, FullGaussian):
-        there, widen = _full(mean, scale, step, factor)
+        there, widen = _full(mean, scale, step, curvature, factor)
     else:
         there, widen = _factorized(mean, scale, step.squeeze(-1), curvature.diagonal(dim1=-2, dim2=-1))
     good = ~wrong & torch.isfinite(rise + widen)
@@ -86,21 +87,17 @@ def _factorized(mean: Tensor, scale: Tensor, step: Tensor, bent: Tensor) -> tupl
     return {"mean": mean + scale * step, "logvar": 2 * scale.log() + change}, widen
 
 
-def _full(mean: Tensor, scale: Tensor, step: Tensor, factor: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The same for a lower triangular scale (n, d, d), with the curvature's Cholesky factor: A = C Cᵀ."""
+def _full(
+    mean: Tensor, scale: Tensor, step: Tensor, curvature: Tensor, factor: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The same for a lower triangular scale (n, d, d); `factor` C is of the damped curvature, C Cᵀ = A + damping."""
     eye = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device).expand_as(scale)
-    inverse = torch.linalg.solve_triangular(factor, eye, upper=False).mT  # A⁻¹ = C⁻ᵀ C⁻¹
+    inverse = torch.linalg.solve_triangular(factor, eye, upper=False).mT  # C⁻ᵀ
     root = scale @ inverse
     lower, failed = torch.linalg.cholesky_ex(root @ root.mT)
-    diagonal = lower.diagonal(dim1=-2, dim2=-1)
-    bent = factor.diagonal(dim1=-2, dim2=-1)
-    widen = 0.5 * (factor.square().sum((1, 2)) - mean.shape[1]) - bent.log().sum(1)
-    there = {
-        "mean": mean + (scale @ step).squeeze(-1),
-        "logvar": 2 * diagonal.log(),
-        "tril": (lower / diagonal.unsqueeze(-1)).tril(-1),
-    }
-    return there, widen.where(failed == 0, torch.nan)
+    before, after = curvature.diagonal(dim1=-2, dim2=-1).sum(1), (inverse * (curvature @ inverse)).sum((1, 2))
+    widen = 0.5 * (before - after) - factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
+    return FullGaussian.from_tril(mean + (scale @ step).squeeze(-1), lower), widen.where(failed == 0, torch.nan)
 
 
 def _quadratic(joint: LogJoint, mean: Tensor, scale: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -108,9 +105,12 @@ def _quadratic(joint: LogJoint, mean: Tensor, scale: Tensor, generator: torch.Ge
     dim = mean.shape[1]
     slope, curvature = torch.zeros_like(mean), mean.new_zeros((*mean.shape, dim))
     blocks = math.ceil(_PAIRS / dim)
-    for _ in range(blocks):
+    # where dimensions are few, lengths vary too, or the noise would see one shell alone; E|ε|² = d stays exact
+    radii = torch.randn((blocks, dim), generator=generator, dtype=mean.dtype, device=mean.device).norm(dim=1)
+    radii *= (dim * blocks) ** 0.5 / radii.norm()
+    for radius in radii:
         noise = torch.randn((dim, dim), generator=generator, dtype=mean.dtype, device=mean.device)
-        for rows in (torch.linalg.qr(noise)[0] * dim**0.5).split(_PAIRS):
+        for rows in (torch.linalg.qr(noise)[0] * radius).split(_PAIRS):
             eps = torch.cat([rows, -rows])
             if scale.dim() == 2:
                 force = joint.grad(mean + scale * eps.unsqueeze(1)).mul_(scale).movedim(0, 2)  # (n, d, 2 rows)

@@ -1,9 +1,9 @@
 r"""q*: the best member of a family for each image, found by gradient ascent on all images at once.
 
 The poorer family's optimum is the richer one's start, path gradients (Roeder et al. 2017) make the noise vanish
-where q meets the posterior, and an image is optimised only as long as it still gains: Gaussians by their natural
-gradient, other families by Adam. The better of start and end is chosen on one set of samples and reported on another,
-so that L[q*] ≥ L[start] within error.
+where q meets the posterior, and an image is optimised only as long as something is left to gain: Gaussians by natural
+gradients and Newton steps, other families by Adam. The better of start and end is chosen on one set of samples and
+reported on another, so that L[q*] ≥ L[start] within error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vaegap.bounds import elbo
-from vaegap.climbing import LocalFit, Recipe, climb, pick_rows, put_rows
+from vaegap.climbing import LocalFit, climb
 from vaegap.errors import InputError
 from vaegap.evaluation import encode, evaluating, matching
 from vaegap.models import Model
@@ -24,6 +24,7 @@ from vaegap.posteriors import Family, FullGaussian, Gaussian, Posterior, make_fa
 from vaegap.posteriors.either import either
 from vaegap.posteriors.lifting import lift, same_form
 from vaegap.published import published
+from vaegap.rounds import Recipe, pick_rows, put_rows
 
 __all__ = ["OTHER", "RECIPES", "LocalFit", "Recipe", "lift", "optimize_local"]
 
@@ -31,7 +32,7 @@ _NEAR = 3.0  # nats: images where the encoder is further below q* than this do n
 
 RECIPES: dict[str, Recipe] = {
     "gaussian": Recipe(20, 8, 0.3, rounds=2, tolerance=0.01, repeats=20, far=0.03, again=100),
-    "full_gaussian": Recipe(60, 8, 0.1, start="gaussian", rounds=1, judges=100, repeats=20, far=0.05, again=60),
+    "full_gaussian": Recipe(60, 8, 0.1, start="gaussian", rounds=3, judges=100, repeats=20, far=0.05, again=60),
     "flow": Recipe(400, 8, 2e-3, chunk=64, start="gaussian", rounds=2, repeats=10),
     "spline": Recipe(300, 8, 2e-3, chunk=32, start="gaussian", rounds=2, repeats=10),
     "aux_flow": Recipe(300, 16, 5e-4, chunk=64, start="full_gaussian", rounds=1, repeats=10),
@@ -109,7 +110,7 @@ def optimize_local(
         twice = vae.encode(x[:1].expand(2, -1))  # networks that all images share keep one row
     gaussian = isinstance(encoder.family, Gaussian | FullGaussian)
     shared = frozenset(k for k, v in twice.params.items() if v.shape[0] == 1 and not gaussian)
-    given = None if start is None else matching(vae, x, start).detach()
+    start = given = None if start is None else matching(vae, x, start).detach()
     if start is None and plan.start:
         start = optimize_local(
             vae, x, plan.start, num_eval=2, force_dtype=force_dtype, seed=seed, progress=progress

@@ -54,6 +54,11 @@ class Model(nn.Module):
         """Where the parameters are."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
+    @property
+    def standard_prior(self) -> bool:
+        """Whether p(z) is N(0, I): there is no other distribution, and nobody has replaced `log_prior`."""
+        return self.prior is None and type(self).log_prior is Model.log_prior and "log_prior" not in vars(self)
+
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) in nats: (..., d) -> (...)."""
         return normal_log_prob(z) if self.prior is None else self.prior.log_prob(z)
@@ -69,6 +74,8 @@ class Model(nn.Module):
     def sample_prior(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """Latents from the prior (num, d)."""
         if self.prior is None:
+            if not self.standard_prior:
+                raise InputError("log_prior is not that of N(0, I), so sample_prior must be replaced as well")
             return torch.randn(num, self.latent_dim, generator=generator, dtype=self.dtype, device=self.device)
         # torch.distributions draw from the global state: borrow it, and give it back
         with borrowed_rng(self.device, generator is not None):

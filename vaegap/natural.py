@@ -18,7 +18,7 @@ from torch import Tensor
 from vaegap.energy import LogJoint
 from vaegap.posteriors import FullGaussian, Gaussian, Posterior
 
-__all__ = ["ascend_naturally", "is_plain_gaussian"]
+__all__ = ["ascend_naturally", "is_plain_gaussian", "scale_of"]
 
 _REACH = 0.3  # most that one step moves, per root of the dimension: in standard deviations, and in log-scales
 
@@ -26,6 +26,13 @@ _REACH = 0.3  # most that one step moves, per root of the dimension: in standard
 def is_plain_gaussian(q: Posterior) -> bool:
     """Whether q is one of the Gaussian families with parameters of its own for every image."""
     return type(q.family) in (Gaussian, FullGaussian) and all(len(v) == len(q) for v in q.params.values())
+
+
+def scale_of(q: Posterior) -> Tensor:
+    """L of a Gaussian, z = μ + L ε: standard deviations (N, d), or a Cholesky factor (N, d, d)."""
+    if isinstance(q.family, FullGaussian):
+        return q.family.scale_tril(q.params)
+    return (0.5 * q.params["logvar"]).exp()
 
 
 @torch.no_grad()
@@ -54,7 +61,7 @@ def ascend_naturally(
     """
     mean = q.params["mean"].clone()
     full = isinstance(q.family, FullGaussian)
-    scale = q.family.scale_tril(q.params) if isinstance(q.family, FullGaussian) else (0.5 * q.params["logvar"]).exp()
+    scale = scale_of(q)
     most = _REACH * mean.shape[1] ** 0.5
     for step in range(steps):
         now = rate * min(1.0, (step + 1) / 10) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -63,9 +70,7 @@ def ascend_naturally(
         mean, scale = (_full_step if full else _step)(joint, mean, scale, eps, now, most)
     if not full:
         return Posterior(q.family, {"mean": mean, "logvar": 2 * scale.log()})
-    diagonal = scale.diagonal(dim1=-2, dim2=-1)
-    tril = (scale / diagonal.unsqueeze(-1)).tril(-1)
-    return Posterior(q.family, {"mean": mean, "logvar": 2 * diagonal.log(), "tril": tril})
+    return Posterior(q.family, FullGaussian.from_tril(mean, scale))
 
 
 def _step(joint: LogJoint, mean: Tensor, scale: Tensor, eps: Tensor, rate: float, most: float) -> tuple[Tensor, Tensor]:

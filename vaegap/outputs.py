@@ -70,9 +70,7 @@ def gaussian_of(out: Distribution, num: int, latent_dim: int, dtype: torch.dtype
     if isinstance(base, Normal):
         return checked_gaussian(base.loc.to(dtype), 2 * base.scale.to(dtype).log())
     if isinstance(base, MultivariateNormal):
-        tril = base.scale_tril.to(dtype)
-        scale = tril.diagonal(dim1=-2, dim2=-1)
-        params = {"mean": base.loc.to(dtype), "logvar": 2 * scale.log(), "tril": (tril / scale.unsqueeze(-1)).tril(-1)}
+        params = FullGaussian.from_tril(base.loc.to(dtype), base.scale_tril.to(dtype))
         return Posterior(FullGaussian(latent_dim), params)
     raise InputError(
         f"the encoder returns a {name_of(out)}; Normal and MultivariateNormal are understood. For another family "

@@ -32,7 +32,7 @@ def controlled_log_weights(
                 z, log_q = q.rsample_and_log_prob(min(inner, num_samples - start), generator=generator)
                 pieces.append((vae.log_joint(x[part], z) - log_q, log_q - vae.log_prior(z)))
             log_w, excess = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-            kl = q.kl() if vae.prior is None else None
+            kl = q.kl() if vae.standard_prior else None
             if kl is not None:
                 log_w = _control(log_w, excess - kl)
             yield log_w

@@ -159,6 +159,10 @@ class WrappedVAE(Model):
             return Reshaped(Independent(out, extra) if extra > 0 else out, z.shape[:-1])
         return self.likelihood.distribution(self._params(out, z))
 
+    @property
+    def standard_prior(self) -> bool:
+        return self.prior is None and type(self).log_prior is WrappedVAE.log_prior and "log_prior" not in vars(self)
+
     def log_prior(self, z: Tensor) -> Tensor:
         if self.prior is None:
             return super().log_prior(z)

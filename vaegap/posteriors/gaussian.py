@@ -81,6 +81,12 @@ class FullGaussian(Family):
         """The Cholesky factor L (N, d, d) of the covariance L Lᵀ."""
         return (0.5 * params["logvar"]).exp().unsqueeze(-1) * self._unit_lower(params)
 
+    @staticmethod
+    def from_tril(mean: Tensor, lower: Tensor) -> dict[str, Tensor]:
+        """The parameters of N(mean, lower lowerᵀ), from a mean (N, d) and a Cholesky factor (N, d, d)."""
+        scale = lower.diagonal(dim1=-2, dim2=-1)
+        return {"mean": mean, "logvar": 2 * scale.log(), "tril": (lower / scale.unsqueeze(-1)).tril(-1)}
+
     def transform(self, params: Params, eps: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         log_scale = 0.5 * params["logvar"]
         white = torch.bmm(eps.transpose(0, 1), self._unit_lower(params).mT).transpose(0, 1)

@@ -1,0 +1,179 @@
+"""One round of ascent for some images, by what suits their family, and what it leaves to gain."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaegap.ascent import ascend
+from vaegap.energy import LogJoint
+from vaegap.errors import InputError
+from vaegap.leaping import leap
+from vaegap.models import Model
+from vaegap.natural import ascend_naturally, is_plain_gaussian
+from vaegap.posteriors import Gaussian, Posterior
+from vaegap.weights import controlled_log_weights
+
+__all__ = ["Climber", "Recipe", "compare", "pick_rows", "put_rows", "still_to_gain"]
+
+_PLAIN = 0.3  # nats: promises above it count whatever the noise, and noise above it tells nothing
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one family is optimised.
+
+    Args:
+        steps: steps of the first round.
+        samples: noise vectors per image and step (antithetic pairs).
+        lr: learning rate, falling to 1 % by cosine in each round: of Adam, or for Gaussians of the natural gradient.
+        beta2: Adam's second decay.
+        chunk: images optimised together.
+        start: the poorer family it starts from; "" for the encoder.
+        rounds: most rounds at falling rates, each half the last; an image leaves after a round that gained less than
+            `tolerance`, or after which a leap promises less.
+        repeats: most rounds at the full rate before the rate falls: an image that gained more than `far` in a round
+            had not arrived: one round moves a number only so far.
+        tolerance, far: nats.
+        judges: samples an image on which an end or a leap is compared with its start; the end is reported on others.
+        again: steps of later rounds; 0 for half as many as in the first.
+        leaps: most Newton steps in a row, for Gaussians; a leap that promises less than `tolerance` is taken on trust.
+
+    Raises:
+        InputError: a count below 1, fewer than 2 judges, or samples that do not make pairs.
+    """
+
+    steps: int
+    samples: int
+    lr: float
+    beta2: float = 0.999
+    chunk: int = 500
+    start: str = ""
+    rounds: int = 3
+    tolerance: float = 0.02
+    judges: int = 200
+    repeats: int = 0
+    far: float = 0.1
+    again: int = 0
+    leaps: int = 6
+
+    def __post_init__(self) -> None:
+        counts = (self.steps, self.samples, self.chunk, self.rounds, self.judges - 1)
+        if min(counts) < 1 or min(self.repeats, self.again, self.leaps) < 0 or self.samples % 2 or not self.lr > 0:
+            raise InputError(
+                "a recipe needs steps, chunk and rounds of at least 1, a positive lr, 2 judges or more, and samples in "
+                f"pairs; got {self}"
+            )
+
+
+class Climber:
+    """Rounds of ascent for any of a chunk's images.
+
+    Args:
+        vae, x: the model and the images (N, D).
+        plan: the family's settings.
+        force_dtype: precision of the gradients in steps; leaps and comparisons are in the model's own.
+        generator: of the noise of steps and leaps.
+        frozen: names of tensors that all images share, and that stay as they are.
+    """
+
+    def __init__(
+        self,
+        vae: Model,
+        x: Tensor,
+        plan: Recipe,
+        force_dtype: torch.dtype | None,
+        generator: torch.Generator,
+        frozen: Collection[str],
+    ) -> None:
+        self.vae, self.x, self.plan, self.generator, self.frozen = vae, x, plan, generator, frozen
+        self.joint, self.exact = LogJoint(vae, x, force_dtype), LogJoint(vae, x)
+
+    def round(
+        self, active: Tensor, q: Posterior, steps: int, lr: float, seed: int, first: bool
+    ) -> tuple[Posterior, Tensor]:
+        """Where one round from q ends, and what is left to gain there (n,): NaN where only a comparison tells.
+
+        Args:
+            active: the images' indices (n,).
+            q: their posteriors.
+            steps, lr: of the ascent.
+            seed: of comparisons; 20 of them are used.
+            first: whether it is these images' first.
+        """
+        plan, joint = self.plan, self.joint.subset(active)
+        unknown = torch.full((len(q),), torch.nan, device=self.x.device)
+        if not is_plain_gaussian(q):
+            with torch.enable_grad():
+                *_, last = ascend(joint, q, steps, plan.samples, lr, plan.beta2, self.generator, self.frozen)
+            return last.detach(), unknown
+        if isinstance(q.family, Gaussian):  # leaps polish, for their noise is less than that of steps
+            return self._leap(active, ascend_naturally(joint, q, steps, plan.samples, lr, self.generator), seed)
+        samples = max(plan.samples, 2 * (q.family.latent_dim // 12))  # a slope of d x d numbers wants some
+        if not first:
+            return ascend_naturally(joint, q, steps, samples, lr, self.generator), unknown
+        # ... and for a full covariance, whose steps have no noise at the posterior, they are how to start
+        q, _ = self._leap(active, q, seed)
+        end = ascend_naturally(joint, q, steps, samples, lr, self.generator)
+        lost = compare(self.vae, self.x[active], q, end, plan.judges, seed + 19)[0] < 0
+        rows = lost.nonzero().flatten()
+        return put_rows(end, rows, q[rows], ()), unknown
+
+    def _leap(self, active: Tensor, q: Posterior, seed: int) -> tuple[Posterior, Tensor]:
+        """Gaussians after Newton steps that brought what they promised, and what is left to gain (n,)."""
+        plan = self.plan
+        left = torch.full((len(q),), torch.nan, dtype=q.params["mean"].dtype, device=self.x.device)
+        index = torch.arange(len(q), device=self.x.device)
+        for k in range(plan.leaps):
+            there, promised = leap(self.exact.subset(active[index]), q[index], self.generator)
+            left[index] = promised
+            small, large = promised <= plan.tolerance, promised > plan.tolerance
+            q = put_rows(q, index[small], there[small], ())  # no comparison could tell
+            index, there, promised = index[large], there[large], promised[large]
+            if len(index) == 0:
+                break
+            difference, noise = compare(self.vae, self.x[active[index]], q[index], there, plan.judges, seed + k)
+            twice = 2 * noise
+            kept = (difference > twice) | ((difference - promised).abs() <= twice.clamp(max=_PLAIN))
+            q = put_rows(q, index[kept], there[kept], ())
+            rest = ((promised - difference.where(kept, 0.0)).abs() - twice).clamp_min(0)
+            left[index] = rest.where(twice <= _PLAIN, torch.nan).to(left)
+            index = index[kept & (difference > plan.far)]
+            if len(index) == 0:
+                break
+        return q, left
+
+
+def still_to_gain(difference: Tensor, noise: Tensor, left: Tensor) -> Tensor:
+    """What an image's next round may bring, from what its last one brought (n,), that one's noise, and leaps' witness.
+
+    A gain that drowns in little noise is none; one that drowns in much says nothing. Where leaps have the local
+    quadratic (`left` is a number), a small rest ends an ascent, and a large one goes on with it.
+    """
+    clear = (difference > 2 * noise) | (2 * noise > _PLAIN)
+    left = left.to(difference)
+    return torch.where(left > _PLAIN, left, difference.abs().where(clear, 0.0).fmin(left))
+
+
+def compare(vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """L[end] - L[begin] on the same noise and its standard error (N,)."""
+    groups = zip(*(controlled_log_weights(vae, x, num, q, seed) for q in (begin, end)), strict=True)
+    gains = ((after - before).double() for before, after in groups)
+    difference, noise = torch.cat([torch.stack([g.mean(0), g.std(0) / num**0.5]) for g in gains], 1)
+    return difference, noise
+
+
+def pick_rows(q: Posterior, index: Tensor, frozen: Collection[str]) -> Posterior:
+    """The posteriors of some images; frozen tensors belong to all, also where one image is left."""
+    return Posterior(q.family, {k: v if k in frozen else v[index] for k, v in q.params.items()})
+
+
+def put_rows(q: Posterior, index: Tensor, new: Posterior, frozen: Collection[str]) -> Posterior:
+    """q with the parameters of some images taken from `new`."""
+    if len(index) == 0:
+        return q
+    out = {k: v if k in frozen else v.index_copy(0, index, new.params[k]) for k, v in q.params.items()}
+    return Posterior(q.family, out)
