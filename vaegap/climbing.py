@@ -17,7 +17,7 @@ from vaegap.models import Model
 from vaegap.posteriors import Family, Posterior
 from vaegap.posteriors.lifting import lift, same_form
 from vaegap.progress import bar
-from vaegap.rounds import Climber, Recipe, compare, pick_rows, put_rows, still_to_gain
+from vaegap.rounds import Climber, Recipe, judge, pick_rows, put_rows, still_to_gain
 
 __all__ = ["LocalFit", "climb"]
 
@@ -143,7 +143,7 @@ def _climb_chunk(
         begin = pick_rows(best, active, frozen)
         end, left = climber.round(active, begin, num, lr, seed + 200 + 20 * done, first=done == 0)
         steps[active.cpu()] += num
-        difference, noise = compare(vae, x[active], begin, end, plan.judges, seed + 10 + done)
+        difference, noise = judge(vae, x[active], begin, end, plan.judges, seed + 10 + 2 * done)
         finite, won = torch.isfinite(difference), difference > 0
         flagged |= dict.fromkeys(active[~finite].tolist(), "the ascent diverged: this is where it started")
         rows = won.nonzero().flatten()

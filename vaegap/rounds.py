@@ -17,8 +17,9 @@ from vaegap.natural import ascend_naturally, is_plain_gaussian
 from vaegap.posteriors import Gaussian, Posterior
 from vaegap.weights import controlled_log_weights
 
-__all__ = ["Climber", "Recipe", "compare", "pick_rows", "put_rows", "still_to_gain"]
+__all__ = ["Climber", "Recipe", "compare", "judge", "pick_rows", "put_rows", "still_to_gain"]
 
+_SURE = 0.03  # nats: with less noise than that, a wrong winner loses nothing
 _PLAIN = 0.3  # nats: promises above it count whatever the noise, and noise above it tells nothing
 
 
@@ -118,9 +119,11 @@ class Climber:
         # ... and for a full covariance, whose steps have no noise at the posterior, they are how to start
         q, _ = self._leap(active, q, seed)
         end = ascend_naturally(joint, q, steps, samples, lr, self.generator)
-        lost = compare(self.vae, self.x[active], q, end, plan.judges, seed + 19)[0] < 0
+        brought, noise = judge(self.vae, self.x[active], q, end, plan.judges, seed + 18)
+        lost = brought < -1e-4  # more than rounding
         rows = lost.nonzero().flatten()
-        return put_rows(end, rows, q[rows], ()), unknown
+        # what the leap brought says nothing of what is left; where the steps lost, they were too long
+        return put_rows(end, rows, q[rows], ()), still_to_gain(brought, noise, unknown).where(~lost, torch.inf)
 
     def _leap(self, active: Tensor, q: Posterior, seed: int) -> tuple[Posterior, Tensor]:
         """Gaussians after Newton steps that brought what they promised, and what is left to gain (n,)."""
@@ -156,6 +159,17 @@ def still_to_gain(difference: Tensor, noise: Tensor, left: Tensor) -> Tensor:
     clear = (difference > 2 * noise) | (2 * noise > _PLAIN)
     left = left.to(difference)
     return torch.where(left > _PLAIN, left, difference.abs().where(clear, 0.0).fmin(left))
+
+
+def judge(vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`compare`, and where the noise leaves the winner in doubt once more, with ten times the samples and seed + 1."""
+    difference, noise = compare(vae, x, begin, end, num, seed)
+    doubt = (noise > _SURE) & (difference.abs() <= 2 * noise)
+    rows = doubt.nonzero().flatten()
+    if len(rows):
+        again = compare(vae, x[rows], begin[rows], end[rows], 10 * num, seed + 1)
+        difference, noise = difference.index_copy(0, rows, again[0]), noise.index_copy(0, rows, again[1])
+    return difference, noise
 
 
 def compare(vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int) -> tuple[Tensor, Tensor]:
