@@ -119,7 +119,7 @@ class Climber:
         # ... and for a full covariance, whose steps have no noise at the posterior, they are how to start
         q, _ = self._leap(active, q, seed)
         end = ascend_naturally(joint, q, steps, samples, lr, self.generator)
-        brought, noise = judge(self.vae, self.x[active], q, end, plan.judges, seed + 18)
+        brought, noise = compare(self.vae, self.x[active], q, end, plan.judges, seed + 18)
         lost = brought < -1e-4  # more than rounding
         rows = lost.nonzero().flatten()
         # what the leap brought says nothing of what is left; where the steps lost, they were too long
@@ -162,12 +162,12 @@ def still_to_gain(difference: Tensor, noise: Tensor, left: Tensor) -> Tensor:
 
 
 def judge(vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`compare`, and where the noise leaves the winner in doubt once more, with ten times the samples and seed + 1."""
+    """`compare`, and where the noise leaves the winner in doubt once more, with five times the samples and seed + 1."""
     difference, noise = compare(vae, x, begin, end, num, seed)
     doubt = (noise > _SURE) & (difference.abs() <= 2 * noise)
     rows = doubt.nonzero().flatten()
     if len(rows):
-        again = compare(vae, x[rows], begin[rows], end[rows], 10 * num, seed + 1)
+        again = compare(vae, x[rows], begin[rows], end[rows], 5 * num, seed + 1)
         difference, noise = difference.index_copy(0, rows, again[0]), noise.index_copy(0, rows, again[1])
     return difference, noise
 
