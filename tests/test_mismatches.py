@@ -22,15 +22,13 @@ from vaegap import (
     iwae,
     linear_gaussian_vae,
     optimize_local,
-    published,
     quadrature,
     wrap,
 )
-from vaegap.ascent import ascend
 from vaegap.energy import LogJoint
 from vaegap.likelihoods import Bernoulli as BernoulliPixels
 from vaegap.likelihoods import DiscretizedLogistic
-from vaegap.local import RECIPES, Recipe
+from vaegap.local import RECIPES
 from vaegap.posteriors import AuxFlow, Flow, Gaussian, Posterior, make_family
 
 VAE_ = linear_gaussian_vae()
@@ -213,32 +211,6 @@ def test_a_start_in_another_form_is_not_lost() -> None:
     before = elbo(vae, x, 1000, q, seed=9)
     error = (fit.bound.mcse_per_image**2 + before.mcse_per_image**2).sqrt()
     assert (before.per_image - fit.bound.per_image < 4 * error + 1e-3).all()
-
-
-def test_the_published_procedure_takes_no_settings_and_one_rate() -> None:
-    for wrong in ({"start": VAE_.encode(X)}, {"recipe": Recipe(5, 2, 0.1)}):
-        with pytest.raises(InputError, match="leave out"):
-            optimize_local(VAE_, X, protocol="paper", **wrong)
-    start = make_family("flow", 5).posterior(torch.zeros(6, 5), torch.zeros(6, 5))
-    generator = torch.Generator().manual_seed(0)
-    (end,) = ascend(LogJoint(VAE_, X), start, 1, 10, 1e-3, 0.999, generator, path=False)
-    moved = {k: (end.params[k] - v).abs().max().item() for k, v in start.params.items()}
-    assert abs(moved["mean"] - 1e-3) < 1e-5, "Adam's first step is the rate itself, for the mean as for the others"
-    assert max(moved.values()) < 1.01e-3
-
-
-def test_the_published_procedure_goes_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "_NUMBERS", 1)
-    seen: list[int] = []
-
-    def short(vae: VAE, x: Tensor, start: Any, *rest: Any) -> tuple[Any, int]:
-        seen.append(len(x))
-        return start, 7
-
-    monkeypatch.setattr(published, "_ascend", short)
-    x = VAE_.simulate(150, seed=2)
-    fit = optimize_local(VAE_, x, protocol="paper", num_eval=10, seed=0)
-    assert seen == [64, 64, 22] and len(fit.posterior) == len(fit.bound.per_image) == 150 and (fit.steps == 7).all()
 
 
 # ---- quadrature ----------------------------------------------------------------------------------------------------
