@@ -18,6 +18,7 @@ from vaegap.local import RECIPES, Recipe
 from vaegap.models import Model
 from vaegap.natural import ascend_naturally
 from vaegap.posteriors import Posterior, make_family
+from vaegap.rounds import compare
 
 GAUSSIANS = ("gaussian", "full_gaussian")
 MODELS = Path(__file__).resolve().parents[1] / "results" / "models"
@@ -113,7 +114,7 @@ def test_scales_of_the_latents_do_not_matter(family: str) -> None:
     make = make_family(family, 3)
     one, two = (make.posterior(q.mean, 2 * q.stddev.log()) for q in (inner.encode(x), stretched.encode(x)))
     ends = [
-        ascend_naturally(LogJoint(vae, x), q, 40, 4, 0.2, torch.Generator().manual_seed(0))
+        ascend_naturally(LogJoint(vae, x), q, 40, 4, 0.2, torch.Generator().manual_seed(0))[0]
         for vae, q in ((inner, one), (stretched, two))
     ]
     torch.testing.assert_close(ends[1].mean / scales, ends[0].mean, rtol=1e-3, atol=1e-3)
@@ -139,9 +140,43 @@ def test_the_optimum_stays_where_it_is(family: str, dtype: torch.dtype) -> None:
     if family == "full_gaussian":
         params["tril"] = (lower / scale[:, None]).tril(-1).expand(4, 3, 3).to(dtype)
     q = Posterior(make_family(family, 3), params)
-    end = ascend_naturally(LogJoint(vae, x), q, 50, 2, 1.0, torch.Generator().manual_seed(0))
+    end, *left = ascend_naturally(LogJoint(vae, x), q, 50, 2, 1.0, torch.Generator().manual_seed(0))
     for name, value in params.items():
         torch.testing.assert_close(end.params[name], value, rtol=1e-3, atol=1e-3)
+    assert all((nats.abs() < 1e-4).all() for nats in left)
+
+
+@pytest.mark.parametrize("family", GAUSSIANS)
+def test_steps_know_how_far_the_optimum_is(family: str) -> None:
+    """Beside a Gaussian posterior the slope has no noise, and the nats that are left are known in closed form."""
+    vae = linear_gaussian_vae(data_dim=8, latent_dim=3).double()
+    with torch.no_grad():
+        orthogonal = torch.linalg.qr(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))[0]
+        vae.weight.copy_(orthogonal)
+        next(m for m in vae.decoder if isinstance(m, torch.nn.Linear)).weight.copy_(orthogonal)
+    x = vae.simulate(4, seed=1)
+    mean, cov = vae.posterior_moments(x)
+    scale = cov.diagonal().sqrt()
+    away = torch.linspace(0, 2, 4).unsqueeze(1).double() * torch.randn(4, 3).double()
+    q = make_family(family, 3).posterior(mean + scale * away, (2 * scale.log()).expand(4, 3))
+    _, way, noise = ascend_naturally(LogJoint(vae, x), q, 8, 2, 1e-6, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(way, 0.5 * away.square().sum(1), rtol=1e-3, atol=1e-6)
+    assert (noise < 1e-6).all()
+
+
+def test_steps_know_what_their_noise_costs() -> None:
+    """Ends of short ascents from the optimum are below it by what they say, on average."""
+    vae = VAE(30, 4, decoder_hidden=(12,), seed=3)
+    with torch.no_grad():
+        for weight in vae.decoder.parameters():
+            weight.mul_(4)
+    x = vae.decode(vae.sample_prior(1, torch.Generator().manual_seed(1))).sample().expand(64, -1)
+    joint, noise = LogJoint(vae, x), torch.Generator().manual_seed(0)
+    best, *_ = ascend_naturally(joint, optimize_local(vae, x, "full_gaussian", seed=0).posterior, 2000, 8, 0.1, noise)
+    for steps in (20, 80):
+        end, _, told = ascend_naturally(joint, best, steps, 4, 1.0, noise)
+        lost, error = (t.mean() for t in compare(vae, x, end, best, 4000, 5))
+        assert 0.5 < told.mean() / lost < 2, f"said {told.mean():.4f}, lost {lost:.4f} ± {error:.4f}"
 
 
 def test_what_has_not_arrived_is_flagged_and_gets_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:

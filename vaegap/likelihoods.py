@@ -93,7 +93,7 @@ class Bernoulli(Likelihood):
         return Independent(TorchBernoulli(logits=params), 1)
 
     def grad(self, params: Tensor, x: Tensor) -> Tensor:
-        return x - torch.sigmoid(params)
+        return torch.sigmoid(params).neg_().add_(x)
 
     def check(self, x: Tensor) -> None:
         _check_finite(x)

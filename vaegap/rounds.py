@@ -19,7 +19,8 @@ from vaegap.weights import controlled_log_weights
 
 __all__ = ["Climber", "Recipe", "compare", "judge", "pick_rows", "put_rows", "still_to_gain"]
 
-_SURE = 0.03  # nats: with less noise than that, a wrong winner loses nothing
+_SURE = 0.06  # nats: with less noise than that, a wrong winner loses a hundredth at most, on average
+_MISSED = 0.6  # nats: a leap that missed its promise by less came near enough for steps
 _PLAIN = 0.3  # nats: promises above it count whatever the noise, and noise above it tells nothing
 
 
@@ -30,7 +31,8 @@ class Recipe:
     Args:
         steps: steps of the first round.
         samples: noise vectors per image and step (antithetic pairs).
-        lr: learning rate, falling to 1 % by cosine in each round: of Adam, or for Gaussians of the natural gradient.
+        lr: learning rate of Adam, falling to 1 % by cosine in each round, or for Gaussians of the natural gradient,
+            falling as 1 / step.
         beta2: Adam's second decay.
         chunk: images optimised together.
         start: the poorer family it starts from; "" for the encoder.
@@ -92,11 +94,12 @@ class Climber:
     ) -> None:
         self.vae, self.x, self.plan, self.generator, self.frozen = vae, x, plan, generator, frozen
         self.joint, self.exact = LogJoint(vae, x, force_dtype), LogJoint(vae, x)
+        self.arrived = torch.zeros(len(x), dtype=x.dtype, device=x.device)  # steps since an image arrived: it averages
 
     def round(
         self, active: Tensor, q: Posterior, steps: int, lr: float, seed: int, first: bool
-    ) -> tuple[Posterior, Tensor]:
-        """Where one round from q ends, and what is left to gain there (n,): NaN where only a comparison tells.
+    ) -> tuple[Posterior, Tensor, Tensor, Tensor]:
+        """Where one round from q ends, what it gained with which standard error, and what is left to gain there (n,).
 
         Args:
             active: the images' indices (n,).
@@ -104,29 +107,38 @@ class Climber:
             steps, lr: of the ascent.
             seed: of comparisons; 20 of them are used.
             first: whether it is these images' first.
+
+        Returns:
+            the posteriors, and three tensors (n,) in nats; what is left is NaN where only the gain tells.
         """
-        plan, joint = self.plan, self.joint.subset(active)
-        unknown = torch.full((len(q),), torch.nan, device=self.x.device)
+        plan, joint, x, before = self.plan, self.joint.subset(active), self.x[active], self.arrived[active]
         if not is_plain_gaussian(q):
             with torch.enable_grad():
                 *_, last = ascend(joint, q, steps, plan.samples, lr, plan.beta2, self.generator, self.frozen)
-            return last.detach(), unknown
-        if isinstance(q.family, Gaussian):  # leaps polish, for their noise is less than that of steps
-            return self._leap(active, ascend_naturally(joint, q, steps, plan.samples, lr, self.generator), seed)
-        samples = max(plan.samples, 2 * (q.family.latent_dim // 12))  # a slope of d x d numbers wants some
-        if not first:
-            return ascend_naturally(joint, q, steps, samples, lr, self.generator), unknown
-        # ... and for a full covariance, whose steps have no noise at the posterior, they are how to start
-        q, _ = self._leap(active, q, seed)
-        end = ascend_naturally(joint, q, steps, samples, lr, self.generator)
-        brought, noise = compare(self.vae, self.x[active], q, end, plan.judges, seed + 18)
-        lost = brought < -1e-4  # more than rounding
-        rows = lost.nonzero().flatten()
-        # what the leap brought says nothing of what is left; where the steps lost, they were too long
-        return put_rows(end, rows, q[rows], ()), still_to_gain(brought, noise, unknown).where(~lost, torch.inf)
+            end, left = last.detach(), torch.full((len(q),), torch.nan, device=x.device)
+        elif isinstance(q.family, Gaussian):  # leaps polish, for their noise is less than that of steps
+            end, *_ = ascend_naturally(joint, q, steps, plan.samples, lr, self.generator)
+            end, left = self._leap(active, end, seed)
+        elif first:  # for a full covariance, whose steps have no noise at the posterior, they are how to start
+            q, _ = self._leap(active, q, seed, missed=_MISSED)
+            end, *told = self.round(active, q, steps, lr, seed, first=False)
+            lost = told[0] < -1e-4  # more than rounding: the steps were too long, and the leaps' end stands
+            rows = lost.nonzero().flatten()
+            return put_rows(end, rows, q[rows], ()), told[0].clamp_min(0), told[1], told[2].where(~lost, torch.inf)
+        else:
+            samples = max(plan.samples, 2 * (q.family.latent_dim // 12))  # a slope of d x d numbers wants some
+            end, way, blur = ascend_naturally(joint, q, steps, samples, lr / (1 + lr * before), self.generator)
+            self.arrived[active] = (before + steps).where(way < plan.far, 0.0)
+            left = way.clamp_min(0) + blur
+        difference, noise = judge(self.vae, x, q, end, plan.judges, seed + 18)
+        self.arrived[active] = self.arrived[active].where(difference >= 0, before)  # an end that lost is not kept
+        return end, difference, noise, left
 
-    def _leap(self, active: Tensor, q: Posterior, seed: int) -> tuple[Posterior, Tensor]:
-        """Gaussians after Newton steps that brought what they promised, and what is left to gain (n,)."""
+    def _leap(self, active: Tensor, q: Posterior, seed: int, missed: float = 0.0) -> tuple[Posterior, Tensor]:
+        """Gaussians after Newton steps that brought what they promised, and what is left to gain (n,).
+
+        An image leaps again if the last leap brought much, and missed its promise by more than `missed` nats.
+        """
         plan = self.plan
         left = torch.full((len(q),), torch.nan, dtype=q.params["mean"].dtype, device=self.x.device)
         index = torch.arange(len(q), device=self.x.device)
@@ -142,9 +154,9 @@ class Climber:
             twice = 2 * noise
             kept = (difference > twice) | ((difference - promised).abs() <= twice.clamp(max=_PLAIN))
             q = put_rows(q, index[kept], there[kept], ())
-            rest = ((promised - difference.where(kept, 0.0)).abs() - twice).clamp_min(0)
-            left[index] = rest.where(twice <= _PLAIN, torch.nan).to(left)
-            index = index[kept & (difference > plan.far)]
+            miss = (promised - difference.where(kept, 0.0)).abs()
+            left[index] = (miss - twice).clamp_min(0).where(twice <= _PLAIN, torch.nan).to(left)
+            index = index[kept & (difference > plan.far) & (miss > missed)]
             if len(index) == 0:
                 break
         return q, left
