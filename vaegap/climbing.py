@@ -130,7 +130,6 @@ def _climb_chunk(
     best = start.detach()
     flagged: dict[int, str] = {}
     first = elbo(vae, x, plan.judges, best, seed=seed + 10)
-    steps = torch.zeros(len(x), dtype=torch.long)
     gain = torch.full_like(first.per_image, torch.inf)  # left to gain, by what each image's last round tells
     short = torch.zeros_like(gain)  # nats by which an image's last round ended below its start
     rates = [plan.lr] * (1 + plan.repeats) + [plan.lr * 0.5**k for k in range(1, plan.rounds)]
@@ -142,7 +141,6 @@ def _climb_chunk(
         num = plan.steps if done == 0 else plan.again or max(1, plan.steps // 2)
         begin = pick_rows(best, active, frozen)
         end, difference, noise, left = climber.round(active, begin, num, lr, seed + 20 * (done + 1), first=done == 0)
-        steps[active.cpu()] += num
         finite, won = torch.isfinite(difference), difference >= 0
         flagged |= dict.fromkeys(active[~finite].tolist(), "the ascent diverged: this is where it started")
         rows = won.nonzero().flatten()
@@ -155,4 +153,4 @@ def _climb_chunk(
             flagged[i] = f"the ascent has not ended: {gain[i]:.2f} nats seem left, or more"
         for i in (short > plan.far).nonzero().flatten().tolist():
             flagged[i] = "the ascent ended below its start, at every rate that was tried: this is where it was before"
-    return best, first, steps, flagged
+    return best, first, climber.taken.cpu(), flagged

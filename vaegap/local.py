@@ -31,7 +31,7 @@ __all__ = ["OTHER", "RECIPES", "LocalFit", "Recipe", "lift", "optimize_local"]
 _NEAR = 3.0  # nats: images where the encoder is further below q* than this do not start from it as well
 
 RECIPES: dict[str, Recipe] = {
-    "gaussian": Recipe(10, 8, 0.3, chunk=1000, rounds=2, judges=40, repeats=20, far=0.05, again=100),
+    "gaussian": Recipe(20, 8, 0.3, chunk=1000, rounds=2, judges=40, repeats=20, far=0.05, again=100),
     "full_gaussian": Recipe(
         32, 16, 0.3, start="gaussian", rounds=3, judges=40, tolerance=0.05, repeats=20, far=0.1, again=32
     ),

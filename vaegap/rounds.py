@@ -19,7 +19,7 @@ from vaegap.weights import controlled_log_weights
 
 __all__ = ["Climber", "Recipe", "compare", "judge", "pick_rows", "put_rows", "still_to_gain"]
 
-_SURE = 0.06  # nats: with less noise than that, a wrong winner loses a hundredth at most, on average
+_SURE = 0.1  # nats: with less noise than that, a wrong winner loses a fiftieth at most, on average
 _MISSED = 0.6  # nats: a leap that missed its promise by less came near enough for steps
 _PLAIN = 0.3  # nats: promises above it count whatever the noise, and noise above it tells nothing
 
@@ -37,7 +37,7 @@ class Recipe:
         chunk: images optimised together.
         start: the poorer family it starts from; "" for the encoder.
         rounds: most rounds at falling rates, each half the last; an image leaves after a round that gained less than
-            `tolerance`, or after which a leap promises less.
+            `tolerance`, or after which leaps, or steps of a full covariance, tell that less is left.
         repeats: most rounds at the full rate before the rate falls: an image that gained more than `far` in a round
             had not arrived: one round moves a number only so far.
         tolerance, far: nats.
@@ -94,7 +94,8 @@ class Climber:
     ) -> None:
         self.vae, self.x, self.plan, self.generator, self.frozen = vae, x, plan, generator, frozen
         self.joint, self.exact = LogJoint(vae, x, force_dtype), LogJoint(vae, x)
-        self.arrived = torch.zeros(len(x), dtype=x.dtype, device=x.device)  # steps since an image arrived: it averages
+        self.taken = torch.zeros(len(x), dtype=torch.long, device=x.device)  # steps of each image
+        self.arrived = torch.zeros(len(x), dtype=x.dtype, device=x.device)  # those since it arrived: it averages
 
     def round(
         self, active: Tensor, q: Posterior, steps: int, lr: float, seed: int, first: bool
@@ -111,20 +112,18 @@ class Climber:
         Returns:
             the posteriors, and three tensors (n,) in nats; what is left is NaN where only the gain tells.
         """
-        plan, joint, x, before = self.plan, self.joint.subset(active), self.x[active], self.arrived[active]
+        plan, x = self.plan, self.x[active]
+        if first and plan.leaps and is_plain_gaussian(q):
+            return self._first(active, q, steps, lr, seed)
+        joint, before = self.joint.subset(active), self.arrived[active]
+        self.taken[active] += steps
         if not is_plain_gaussian(q):
             with torch.enable_grad():
                 *_, last = ascend(joint, q, steps, plan.samples, lr, plan.beta2, self.generator, self.frozen)
             end, left = last.detach(), torch.full((len(q),), torch.nan, device=x.device)
         elif isinstance(q.family, Gaussian):  # leaps polish, for their noise is less than that of steps
             end, *_ = ascend_naturally(joint, q, steps, plan.samples, lr, self.generator)
-            end, left = self._leap(active, end, seed)
-        elif first:  # for a full covariance, whose steps have no noise at the posterior, they are how to start
-            q, _ = self._leap(active, q, seed, missed=_MISSED)
-            end, *told = self.round(active, q, steps, lr, seed, first=False)
-            lost = told[0] < -1e-4  # more than rounding: the steps were too long, and the leaps' end stands
-            rows = lost.nonzero().flatten()
-            return put_rows(end, rows, q[rows], ()), told[0].clamp_min(0), told[1], told[2].where(~lost, torch.inf)
+            end, *_, left = self._leap(active, end, seed)
         else:
             samples = max(plan.samples, 2 * (q.family.latent_dim // 12))  # a slope of d x d numbers wants some
             end, way, blur = ascend_naturally(joint, q, steps, samples, lr / (1 + lr * before), self.generator)
@@ -134,17 +133,39 @@ class Climber:
         self.arrived[active] = self.arrived[active].where(difference >= 0, before)  # an end that lost is not kept
         return end, difference, noise, left
 
-    def _leap(self, active: Tensor, q: Posterior, seed: int, missed: float = 0.0) -> tuple[Posterior, Tensor]:
-        """Gaussians after Newton steps that brought what they promised, and what is left to gain (n,).
+    def _first(
+        self, active: Tensor, q: Posterior, steps: int, lr: float, seed: int
+    ) -> tuple[Posterior, Tensor, Tensor, Tensor]:
+        """The first round of Gaussians: leaps, then steps where leaps do not suffice; arguments as of `round`.
+
+        A full covariance takes steps in any case: they lose their noise at the posterior, and leaps keep some.
+        """
+        full = not isinstance(q.family, Gaussian)
+        q, gain, noise, left = self._leap(active, q, seed, missed=_MISSED if full else 0.0)
+        rows = (~(left <= self.plan.tolerance) | full).nonzero().flatten()
+        if len(rows) == 0:
+            return q, gain, noise, left
+        end, more, error, rest = self.round(active[rows], q[rows], steps, lr, seed, first=False)
+        lost = more < -1e-4  # more than rounding: the steps were too long, and the leaps' end stands
+        kept = (~lost).nonzero().flatten()
+        gain = gain.index_copy(0, rows, more.clamp_min(0))
+        noise, left = noise.index_copy(0, rows, error), left.index_copy(0, rows, rest.to(left).where(~lost, torch.inf))
+        return put_rows(q, rows[kept], end[kept], ()), gain, noise, left
+
+    def _leap(
+        self, active: Tensor, q: Posterior, seed: int, missed: float = 0.0
+    ) -> tuple[Posterior, Tensor, Tensor, Tensor]:
+        """Gaussians after Newton steps that brought what they promised; as `round`, but gains of small ones left out.
 
         An image leaps again if the last leap brought much, and missed its promise by more than `missed` nats.
         """
         plan = self.plan
-        left = torch.full((len(q),), torch.nan, dtype=q.params["mean"].dtype, device=self.x.device)
+        gain, variance = torch.zeros(2, len(q), dtype=torch.double, device=self.x.device)
+        left = torch.full_like(gain, torch.nan)
         index = torch.arange(len(q), device=self.x.device)
         for k in range(plan.leaps):
             there, promised = leap(self.exact.subset(active[index]), q[index], self.generator)
-            left[index] = promised
+            left[index] = promised.to(left)
             small, large = promised <= plan.tolerance, promised > plan.tolerance
             q = put_rows(q, index[small], there[small], ())  # no comparison could tell
             index, there, promised = index[large], there[large], promised[large]
@@ -154,12 +175,14 @@ class Climber:
             twice = 2 * noise
             kept = (difference > twice) | ((difference - promised).abs() <= twice.clamp(max=_PLAIN))
             q = put_rows(q, index[kept], there[kept], ())
+            gain[index[kept]] += difference[kept]
+            variance[index[kept]] += noise[kept].square()
             miss = (promised - difference.where(kept, 0.0)).abs()
-            left[index] = (miss - twice).clamp_min(0).where(twice <= _PLAIN, torch.nan).to(left)
+            left[index] = (miss - twice).clamp_min(0).where(twice <= _PLAIN, torch.nan)
             index = index[kept & (difference > plan.far) & (miss > missed)]
             if len(index) == 0:
                 break
-        return q, left
+        return q, gain, variance.sqrt(), left
 
 
 def still_to_gain(difference: Tensor, noise: Tensor, left: Tensor) -> Tensor:

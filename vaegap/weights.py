@@ -23,19 +23,23 @@ def controlled_log_weights(
     Posteriors of one family that are given the same images and the same seed get the same noise.
     """
     generator = make_generator(vae, seed)
-    with evaluating(vae):
+    with evaluating(vae):  # not across a yield: taking turns between two of these would mix their modes up
         q_all = matching(vae, x, posterior)
-        inner = samples_at_once(vae, x, num_samples)
-        for part in image_chunks(len(x), num_samples * output_width(vae, x), device=x.device):
-            q, pieces = q_all[part], []
-            for start in range(0, num_samples, inner):
-                z, log_q = q.rsample_and_log_prob(min(inner, num_samples - start), generator=generator)
-                pieces.append((vae.log_joint(x[part], z) - log_q, log_q - vae.log_prior(z)))
-            log_w, excess = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-            kl = q.kl() if vae.standard_prior else None
-            if kl is not None:
-                log_w = _control(log_w, excess - kl)
-            yield log_w
+    for part in image_chunks(len(x), num_samples * output_width(vae, x), device=x.device):
+        with evaluating(vae):
+            log_w = _log_weights(vae, x[part], num_samples, q_all[part], generator)
+        yield log_w
+
+
+def _log_weights(vae: Model, x: Tensor, num_samples: int, q: Posterior, generator: torch.Generator) -> Tensor:
+    """The terms (S, n) of some images."""
+    inner, pieces = samples_at_once(vae, x, num_samples), []
+    for start in range(0, num_samples, inner):
+        z, log_q = q.rsample_and_log_prob(min(inner, num_samples - start), generator=generator)
+        pieces.append((vae.log_joint(x, z) - log_q, log_q - vae.log_prior(z)))
+    log_w, excess = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    kl = q.kl() if vae.standard_prior else None
+    return log_w if kl is None else _control(log_w, excess - kl)
 
 
 def _control(value: Tensor, zero_mean: Tensor) -> Tensor:
