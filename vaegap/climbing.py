@@ -14,12 +14,14 @@ from vaegap.bounds import Bound, elbo, join_bounds
 from vaegap.errors import InputError
 from vaegap.evaluation import evaluating, make_generator
 from vaegap.models import Model
-from vaegap.posteriors import Family, Posterior
+from vaegap.posteriors import Family, FullGaussian, Posterior
 from vaegap.posteriors.lifting import lift, same_form
 from vaegap.progress import bar
-from vaegap.rounds import Climber, Recipe, pick_rows, put_rows, still_to_gain
+from vaegap.rounds import PLAIN, Climber, Recipe, pick_rows, put_rows, still_to_gain
 
 __all__ = ["LocalFit", "climb"]
+
+_FLOATS = 2**24  # numbers of all of a chunk's covariances: 64 MB in float32
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class LocalFit:
         bound: L[q*] per image, on samples that neither the optimiser nor the choice of start or end saw. Images whose
             ascent diverged, or has not ended, are in its `flagged`.
         posterior: q*.
-        start: L of the start, per image, on the samples on which it was compared with the end.
+        start: L of the start, per image, on samples of its own.
         steps: optimisation steps that each image took (N,), leaps not counted.
 
     Example:
@@ -73,7 +75,10 @@ def climb(
     image, and the result should be the only place that holds them for all images.
     """
     count = len(x)
-    pieces = [torch.arange(i, min(i + plan.chunk, count)) for i in range(0, count, plan.chunk)]
+    size = plan.chunk
+    if isinstance(family, FullGaussian):  # matrices of d x d, ten of them an image
+        size = min(size, max(1, _FLOATS // family.latent_dim**2))
+    pieces = [torch.arange(i, min(i + size, count)) for i in range(0, count, size)]
     workers = min(torch.get_num_threads(), len(pieces)) if x.device.type == "cpu" and plan.chunk < 500 else 1
     merged: dict[str, Tensor] = {}
     reports: list[tuple[Bound, Bound, Tensor]] = [None] * len(pieces)  # type: ignore[list-item]
@@ -87,7 +92,7 @@ def climb(
         begin = start[index] if own else lift(start[index], family)
         try:
             best, before, steps, notes = _climb_chunk(vae, x[index], begin, plan, force_dtype, chunk_seed, frozen)
-            fresh = elbo(vae, x[index], max(2, num_eval), best, seed=chunk_seed + 101)
+            fresh = elbo(vae, x[index], max(2, num_eval), best, seed=chunk_seed + 1)
         except InputError as error:
             raise error.among(pieces[number].tolist()) from error
         reports[number] = replace(fresh, flagged=notes or None), before, steps
@@ -134,6 +139,8 @@ def _climb_chunk(
     short = torch.zeros_like(gain)  # nats by which an image's last round ended below its start
     rates = [plan.lr] * (1 + plan.repeats) + [plan.lr * 0.5**k for k in range(1, plan.rounds)]
     climber = Climber(vae, x, plan, force_dtype, generator, frozen)
+    far = torch.tensor(plan.far, dtype=torch.double, device=x.device)
+    sure = plan.far if isinstance(start.family, FullGaussian) else PLAIN  # its steps know well what is left
     for done, lr in enumerate(rates):
         active = (gain > (plan.far if done <= plan.repeats else plan.tolerance)).nonzero().flatten()
         if len(active) == 0:
@@ -145,8 +152,10 @@ def _climb_chunk(
         flagged |= dict.fromkeys(active[~finite].tolist(), "the ascent diverged: this is where it started")
         rows = won.nonzero().flatten()
         best = put_rows(best, active[rows], pick_rows(end, rows, frozen), frozen)
+        more = still_to_gain(difference, noise, left, sure)
         # an end that lost went too far, not nowhere: the falling rates get their turn
-        gain[active] = torch.where(won, still_to_gain(difference, noise, left), plan.far).where(finite, 0.0)
+        turn = torch.full_like(more, plan.far) if done <= plan.repeats else left.to(more).fmax(far)
+        gain[active] = torch.where(won, more, turn).where(finite, 0.0)
         short[active] = (-difference - 2 * noise).where(finite, 0.0)
     if len(rates) > 1:
         for i in (gain > plan.far).nonzero().flatten().tolist():

@@ -20,6 +20,7 @@ from vaegap.climbing import LocalFit, climb
 from vaegap.errors import InputError
 from vaegap.evaluation import encode, evaluating, matching
 from vaegap.models import Model
+from vaegap.natural import is_plain_gaussian
 from vaegap.posteriors import Family, FullGaussian, Gaussian, Posterior, make_family
 from vaegap.posteriors.either import either
 from vaegap.posteriors.lifting import lift, same_form
@@ -161,7 +162,7 @@ def _or_else(
     near = (begin > first - reach).nonzero().flatten()
     if len(near) == 0:
         return fit
-    own = replace(plan, steps=200, samples=8, lr=2e-3)
+    own = plan if is_plain_gaussian(other) else replace(plan, steps=200, samples=8, lr=2e-3)
     found = climb(vae, x[near], pick_rows(other, near, options["shared"]), other.family, own, num_eval, **options)
     second = elbo(vae, x[near], plan.judges, found.posterior, seed=seed + 13).per_image
     won = (second > first[near]).nonzero().flatten()

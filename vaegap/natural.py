@@ -37,7 +37,13 @@ def scale_of(q: Posterior) -> Tensor:
 
 @torch.no_grad()
 def ascend_naturally(
-    joint: LogJoint, q: Posterior, steps: int, samples: int, rate: float | Tensor, generator: torch.Generator
+    joint: LogJoint,
+    q: Posterior,
+    steps: int,
+    samples: int,
+    rate: float | Tensor,
+    generator: torch.Generator,
+    hold: int = 0,
 ) -> tuple[Posterior, Tensor, Tensor]:
     """The Gaussians (N) after some steps from q, and what is left to gain there.
 
@@ -48,6 +54,7 @@ def ascend_naturally(
         rate: η at the beginning, of all or of each (N,). It falls as 1 / (1/η + step): the end is then the mean of what
             all steps ask for, and its noise as little as their number allows.
         generator: of the noise.
+        hold: steps before the rate begins to fall: more way, and more noise.
 
     Returns:
         the Gaussians, the nats (N,) that more way may bring, and those that less noise may; NaN after fewer than 4
@@ -78,7 +85,7 @@ def ascend_naturally(
         if step >= steps - 2 * pairs:
             for total, slope in zip(totals[step % 2], slopes, strict=True):
                 total += slope
-        move, growth = (_within(slope, begun + step, most) for slope in slopes)
+        move, growth = (_within(slope, begun + max(0, step - hold), most) for slope in slopes)
         if full:
             factor = growth.tril(-1) + torch.diag_embed((0.5 * growth.diagonal(dim1=-2, dim2=-1)).exp())
             mean = torch.baddbmm(mean.unsqueeze(-1), scale, move.unsqueeze(-1)).squeeze(-1)
@@ -86,7 +93,7 @@ def ascend_naturally(
         else:
             mean, scale = mean + scale * move, scale * (0.5 * growth).exp()
     params = FullGaussian.from_tril(mean, scale) if full else {"mean": mean, "logvar": 2 * scale.log()}
-    way, noise = _left(totals[0], totals[1], pairs, begun + steps)
+    way, noise = _left(totals[0], totals[1], pairs, begun + max(0, steps - hold))
     return Posterior(q.family, params), way, noise
 
 

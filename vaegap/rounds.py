@@ -17,11 +17,11 @@ from vaegap.natural import ascend_naturally, is_plain_gaussian
 from vaegap.posteriors import Gaussian, Posterior
 from vaegap.weights import controlled_log_weights
 
-__all__ = ["Climber", "Recipe", "compare", "judge", "pick_rows", "put_rows", "still_to_gain"]
+__all__ = ["PLAIN", "Climber", "Recipe", "compare", "judge", "pick_rows", "put_rows", "still_to_gain"]
 
 _SURE = 0.1  # nats: with less noise than that, a wrong winner loses a fiftieth at most, on average
 _MISSED = 0.6  # nats: a leap that missed its promise by less came near enough for steps
-_PLAIN = 0.3  # nats: promises above it count whatever the noise, and noise above it tells nothing
+PLAIN = 0.3  # nats: promises above it count whatever the noise, and noise above it tells nothing
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Recipe:
         tolerance, far: nats.
         judges: samples an image on which an end or a leap is compared with its start; the end is reported on others.
         again: steps of later rounds; 0 for half as many as in the first.
-        leaps: most Newton steps in a row, for Gaussians; a leap that promises less than `tolerance` is taken on trust.
+        leaps: most Newton steps in a row, for Gaussians, up to 18; one that promises less than `tolerance` is the last.
 
     Raises:
         InputError: a count below 1, fewer than 2 judges, or samples that do not make pairs.
@@ -65,10 +65,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         counts = (self.steps, self.samples, self.chunk, self.rounds, self.judges - 1)
-        if min(counts) < 1 or min(self.repeats, self.again, self.leaps) < 0 or self.samples % 2 or not self.lr > 0:
+        wrong = min(counts) < 1 or min(self.repeats, self.again, self.leaps) < 0 or self.leaps > 18
+        if wrong or self.samples % 2 or not self.lr > 0:
             raise InputError(
-                "a recipe needs steps, chunk and rounds of at least 1, a positive lr, 2 judges or more, and samples in "
-                f"pairs; got {self}"
+                "a recipe needs steps, chunk and rounds of at least 1, a positive lr, 2 judges or more, at most 18 "
+                f"leaps, and samples in pairs; got {self}"
             )
 
 
@@ -122,10 +123,14 @@ class Climber:
                 *_, last = ascend(joint, q, steps, plan.samples, lr, plan.beta2, self.generator, self.frozen)
             end, left = last.detach(), torch.full((len(q),), torch.nan, device=x.device)
         elif isinstance(q.family, Gaussian):  # leaps polish, for their noise is less than that of steps
-            end, *_ = ascend_naturally(joint, q, steps, plan.samples, lr, self.generator)
+            end, way, _ = ascend_naturally(joint, q, steps, plan.samples, lr, self.generator, hold=steps // 2)
             end, *_, left = self._leap(active, end, seed)
+            left = torch.where(
+                left.isnan() & (way > plan.far), way, left
+            )  # slopes see less than leaps, but not nothing
         else:
             samples = max(plan.samples, 2 * (q.family.latent_dim // 12))  # a slope of d x d numbers wants some
+            lr = min(lr, samples / q.family.latent_dim)  # ... or it is nearly all noise, and long steps go astray
             end, way, blur = ascend_naturally(joint, q, steps, samples, lr / (1 + lr * before), self.generator)
             self.arrived[active] = (before + steps).where(way < plan.far, 0.0)
             left = way.clamp_min(0) + blur
@@ -146,9 +151,9 @@ class Climber:
         if len(rows) == 0:
             return q, gain, noise, left
         end, more, error, rest = self.round(active[rows], q[rows], steps, lr, seed, first=False)
-        lost = more < -1e-4  # more than rounding: the steps were too long, and the leaps' end stands
+        lost = ~(more > -1e-4)  # more than rounding, or diverged: the steps were too long, and the leaps' end stands
         kept = (~lost).nonzero().flatten()
-        gain = gain.index_copy(0, rows, more.clamp_min(0))
+        gain = gain.index_copy(0, rows, more.where(~lost, 0.0).clamp_min(0))
         noise, left = noise.index_copy(0, rows, error), left.index_copy(0, rows, rest.to(left).where(~lost, torch.inf))
         return put_rows(q, rows[kept], end[kept], ()), gain, noise, left
 
@@ -165,35 +170,43 @@ class Climber:
         index = torch.arange(len(q), device=self.x.device)
         for k in range(plan.leaps):
             there, promised = leap(self.exact.subset(active[index]), q[index], self.generator)
-            left[index] = promised.to(left)
-            small, large = promised <= plan.tolerance, promised > plan.tolerance
-            q = put_rows(q, index[small], there[small], ())  # no comparison could tell
+            # a promise of a loss says that the quadratic knows nothing; what promises little may not show a loss
+            left[index] = promised.where(promised > -plan.tolerance, torch.nan).to(left)
+            small, large = (promised <= plan.tolerance).nonzero().flatten(), promised > plan.tolerance
+            if len(small):
+                rows, few = index[small], max(2, plan.judges // 2)
+                shown, noise = compare(self.vae, self.x[active[rows]], q[rows], there[small], few, seed + k)
+                fine = shown > -noise
+                q = put_rows(q, rows[fine], there[small[fine]], ())
             index, there, promised = index[large], there[large], promised[large]
             if len(index) == 0:
                 break
             difference, noise = compare(self.vae, self.x[active[index]], q[index], there, plan.judges, seed + k)
             twice = 2 * noise
-            kept = (difference > twice) | ((difference - promised).abs() <= twice.clamp(max=_PLAIN))
+            close = (difference > -noise) & ((difference - promised).abs() <= twice.clamp(max=PLAIN))
+            kept = (difference > twice) | close
             q = put_rows(q, index[kept], there[kept], ())
             gain[index[kept]] += difference[kept]
             variance[index[kept]] += noise[kept].square()
             miss = (promised - difference.where(kept, 0.0)).abs()
-            left[index] = (miss - twice).clamp_min(0).where(twice <= _PLAIN, torch.nan)
-            index = index[kept & (difference > plan.far) & (miss > missed)]
+            left[index] = (miss - twice).clamp_min(0).where(twice <= PLAIN, torch.nan)
+            index = index[kept & (difference > plan.far) & (miss >= missed)]
             if len(index) == 0:
                 break
+        else:
+            left[index] = torch.nan  # the last leap brought much: who knows what the next would
         return q, gain, variance.sqrt(), left
 
 
-def still_to_gain(difference: Tensor, noise: Tensor, left: Tensor) -> Tensor:
-    """What an image's next round may bring, from what its last one brought (n,), that one's noise, and leaps' witness.
+def still_to_gain(difference: Tensor, noise: Tensor, left: Tensor, sure: float) -> Tensor:
+    """What an image's next round may bring, from what its last one brought (n,), that one's noise, and a witness.
 
-    A gain that drowns in little noise is none; one that drowns in much says nothing. Where leaps have the local
-    quadratic (`left` is a number), a small rest ends an ascent, and a large one goes on with it.
+    A gain that drowns in little noise is none; one that drowns in much says nothing. Where leaps or steps tell what is
+    left (a number), a small rest ends an ascent, and one of more than `sure` nats goes on with it.
     """
-    clear = (difference > 2 * noise) | (2 * noise > _PLAIN)
+    clear = (difference > 2 * noise) | (2 * noise > PLAIN)
     left = left.to(difference)
-    return torch.where(left > _PLAIN, left, difference.abs().where(clear, 0.0).fmin(left))
+    return torch.where(left > sure, left, difference.abs().where(clear, 0.0).fmin(left))
 
 
 def judge(vae: Model, x: Tensor, begin: Posterior, end: Posterior, num: int, seed: int) -> tuple[Tensor, Tensor]:
