@@ -30,9 +30,9 @@ class LocalFit:
 
     Args:
         bound: L[q*] per image, on samples that neither the optimiser nor the choice of start or end saw. Images whose
-            ascent diverged, or has not ended, are in its `flagged`.
+            ascent diverged, has not ended, or ended below its start at every rate are in its `flagged`.
         posterior: q*.
-        start: L of the start, per image, on samples of its own.
+        start: L of the (first) start, per image, on samples of its own.
         steps: optimisation steps that each image took (N,), leaps not counted.
 
     Example:
@@ -127,7 +127,7 @@ def _climb_chunk(
     seed: int,
     frozen: Collection[str],
 ) -> tuple[Posterior, Bound, Tensor, dict[int, str]]:
-    """Rounds of ascent; an image leaves when a round gained less than asked for, or than the noise.
+    """Rounds of ascent; an image leaves when little is left to gain, by its last round and what leaps or steps tell.
 
     Returns the better of start and end, L of the start, the steps each image took, and the images to flag.
     """

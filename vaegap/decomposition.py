@@ -66,7 +66,7 @@ class Gaps:
     def flagged(self) -> dict[int, list[str]]:
         """Images whose numbers should not be trusted, with the reasons, in ascending order."""
         notes: list[tuple[int, str]] = [
-            (i, f"q* missed a posterior mode: log p̂ is too small by {v:.1f} nats")
+            (i, f"q* missed a posterior mode: annealing from it is too small by {v:.1f} nats")
             for i, v in self.evidence.missed.items()
         ]
         for name, bound in [*((f"q* {k}", fit.bound) for k, fit in self.fits.items()), ("AIS", self.evidence.ais)]:

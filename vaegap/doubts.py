@@ -56,7 +56,9 @@ def doubts(parts: dict[str, Part], certificate: Certificate | None, target: floa
             found.append(
                 Finding("missed_modes", f"q* missed posterior mass of {len(part.missed)} {which} (images "
                         f"{', '.join(map(str, list(part.missed)[:8]))}; up to {most:.1f} nats)",
-                        "their log p̂ and approximation gaps are too small by that much: look at these images")
+                        "annealing from q* is too small by that much there"
+                        + ("" if part.source in ("prior", "mixture") else ", and so may be log p̂ and the approximation "
+                           "gap: look at these images"))
             )  # fmt: skip
         if part.source in ("prior", "mixture"):
             start = "the prior" if part.source == "prior" else "a mixture of the encoder's q and the prior"

@@ -80,11 +80,11 @@ def optimize_local(
         progress: show a bar.
 
     Returns:
-        a `LocalFit`; images whose ascent diverged or has not ended are in `.bound.flagged`.
+        a `LocalFit`; images whose ascent diverged, has not ended, or ended below its start are in `.bound.flagged`.
 
     Raises:
-        InputError: unusable images, an unknown family or protocol, a start that is not in the family or for other
-            images, or settings that go with no protocol.
+        InputError: unusable images, an unknown family or protocol, a start that is not in the family, for other
+            images or without a finite bound, or settings that go with no protocol.
 
     Source: Cremer et al. 2018, section 2 and supplement; Roeder et al. 2017, eq. 8.
 

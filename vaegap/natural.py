@@ -4,6 +4,7 @@ With z = μ + L ε and r = Lᵀ ∇_z log p(x, z) + ε, the path gradient in tho
 
     μ ← μ + η L E[r],     L ← L exp(η S),     S the lower half of E[r εᵀ], its diagonal halved,
 
+(the exponential to first order off the diagonal, and a step cut at a length of `_REACH` √d)
 which no change of the latents' scales can slow down, nor for a full covariance one of their correlations, and whose
 noise vanishes where q is the posterior. Near it ½|E[r]|² + ¼|E[r εᵀ]|² nats are left to gain by more way, estimated
 from products of averages over every other step, whose noises are independent; their difference tells the noise of a

@@ -30,23 +30,27 @@ class Recipe:
 
     Args:
         steps: steps of the first round.
-        samples: noise vectors per image and step (antithetic pairs).
+        samples: noise vectors per image and step (antithetic pairs); a full covariance takes a sixth of its latents'
+            number if that is more, and no rate above samples / latents.
         lr: learning rate of Adam, falling to 1 % by cosine in each round, or for Gaussians of the natural gradient,
             falling as 1 / step.
         beta2: Adam's second decay.
         chunk: images optimised together.
         start: the poorer family it starts from; "" for the encoder.
-        rounds: most rounds at falling rates, each half the last; an image leaves after a round that gained less than
-            `tolerance`, or after which leaps, or steps of a full covariance, tell that less is left.
-        repeats: most rounds at the full rate before the rate falls: an image that gained more than `far` in a round
-            had not arrived: one round moves a number only so far.
+        rounds: most rounds at falling rates, the first at `lr`, each later one at half of it; an image leaves after a
+            round that gained less than `tolerance`, or after which leaps, or steps of a full covariance, tell that less
+            is left.
+        repeats: most further rounds at the full rate before the rate falls: an image that gained more than `far` in a
+            round had not arrived: one round moves a number only so far.
         tolerance, far: nats.
         judges: samples an image on which an end or a leap is compared with its start; the end is reported on others.
         again: steps of later rounds; 0 for half as many as in the first.
-        leaps: most Newton steps in a row, for Gaussians, up to 18; one that promises less than `tolerance` is the last.
+        leaps: most Newton steps in a row, for Gaussians, up to 18, none beyond 512 latents; one that promises less than
+            `tolerance` is the last.
 
     Raises:
-        InputError: a count below 1, fewer than 2 judges, or samples that do not make pairs.
+        InputError: a count below 1, or below 0 where 0 means none, fewer than 2 judges, more than 18 leaps, a rate that
+            is not positive, or samples that do not make pairs.
     """
 
     steps: int
