@@ -1,7 +1,8 @@
 """Peak memory of the engine on 10,000 images: each case in a process of its own.
 
-    python -m benchmarks.memory [--images 10000] [--out benchmarks/memory.md]
+    python -m benchmarks.memory [--images 10000] [--only "q* gaussian" "q* flow"] [--out benchmarks/memory.md]
 
+Every case is written when it is measured, in the place of its last measurement; the file keeps the others.
 Steps and samples are few, for memory does not depend on how long an optimisation takes.
 """
 
@@ -22,9 +23,11 @@ from torch import Tensor
 
 from vaegap import VAE, ais, elbo, gaps, iwae, optimize_local, published, quadrature
 from vaegap.ascent import ascend
+from vaegap.lab import provenance
 from vaegap.local import RECIPES
 
 LIMIT = 3.0  # GB
+HEAD = ["| work | images | peak memory, GB | | commit |", "|---|---|---|---|---|"]
 
 
 def images(num: int, pixels: int = 784) -> Tensor:
@@ -102,21 +105,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--case", choices=list(CASES), help="only this one, in this process: prints its peak in GB")
-    parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="these cases; default all")
+    parser.add_argument("--out", type=Path, help="also write the table to this Markdown file, beside what it has")
     options = parser.parse_args()
     if options.case:
         CASES[options.case][0](options.images)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)  # Linux counts KiB
         return
-    lines = ["| work | images | peak memory, GB | |", "|---|---|---|---|"]
-    print("\n".join(lines), flush=True)
-    for name, (_, share) in CASES.items():
-        num = int(options.images * share)
+    known = provenance.collect()
+    commit = str(known["commit"])[:9] + ("+" if known["dirty"] else "")
+    rows = before(options.out) if options.out and options.out.exists() else {}
+    for name in options.only:
+        num = int(options.images * CASES[name][1])
         peak = measure(name, num)
-        lines.append(f"| {name} | {num} | {peak:.2f} | {'within' if peak <= LIMIT else 'ABOVE'} {LIMIT:.0f} GB |")
-        print(lines[-1], flush=True)
-    if options.out:
-        options.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        rows[name] = (
+            f"| {name} | {num} | {peak:.2f} | {'within' if peak <= LIMIT else 'ABOVE'} {LIMIT:.0f} GB | {commit} |"
+        )
+        print(rows[name], flush=True)
+        if options.out:
+            lines = [*HEAD, *(rows[case] for case in CASES if case in rows), ""]
+            options.out.write_text("\n".join(lines), encoding="utf-8")
+
+
+def before(table: Path) -> dict[str, str]:
+    """The rows that a table has, by case."""
+    lines = table.read_text(encoding="utf-8").splitlines()[len(HEAD) :]
+    return {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
 
 
 if __name__ == "__main__":
