@@ -121,17 +121,22 @@ def test_scales_of_the_latents_do_not_matter(family: str) -> None:
     torch.testing.assert_close(ends[1].stddev / scales, ends[0].stddev, rtol=1e-3, atol=1e-3)
 
 
+def _factorize(vae: LinearGaussianVAE) -> None:
+    """Orthogonal columns of 8 x 3 weights, so that the posterior is factorized."""
+    with torch.no_grad():
+        orthogonal = torch.linalg.qr(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))[0]
+        vae.weight.copy_(orthogonal)
+        next(m for m in vae.decoder if isinstance(m, torch.nn.Linear)).weight.copy_(orthogonal)
+
+
 @pytest.mark.parametrize("family", GAUSSIANS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_optimum_stays_where_it_is(family: str, dtype: torch.dtype) -> None:
     """At a posterior that is Gaussian the path gradient has no noise: the closed form does not move, whatever the
     rate."""
     vae = linear_gaussian_vae(data_dim=8, latent_dim=3).to(dtype)
-    if family == "gaussian":  # a posterior that is factorized
-        with torch.no_grad():
-            orthogonal = torch.linalg.qr(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))[0]
-            vae.weight.copy_(orthogonal)
-            next(m for m in vae.decoder if isinstance(m, torch.nn.Linear)).weight.copy_(orthogonal)
+    if family == "gaussian":
+        _factorize(vae)
     x = vae.simulate(4, seed=1)
     mean, cov = vae.posterior_moments(x)
     lower = torch.linalg.cholesky(cov)
@@ -150,14 +155,12 @@ def test_the_optimum_stays_where_it_is(family: str, dtype: torch.dtype) -> None:
 def test_steps_know_how_far_the_optimum_is(family: str) -> None:
     """Beside a Gaussian posterior the slope has no noise, and the nats that are left are known in closed form."""
     vae = linear_gaussian_vae(data_dim=8, latent_dim=3).double()
-    with torch.no_grad():
-        orthogonal = torch.linalg.qr(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))[0]
-        vae.weight.copy_(orthogonal)
-        next(m for m in vae.decoder if isinstance(m, torch.nn.Linear)).weight.copy_(orthogonal)
+    _factorize(vae)
     x = vae.simulate(4, seed=1)
     mean, cov = vae.posterior_moments(x)
     scale = cov.diagonal().sqrt()
-    away = torch.linspace(0, 2, 4).unsqueeze(1).double() * torch.randn(4, 3).double()
+    noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(2))
+    away = torch.linspace(0, 2, 4).unsqueeze(1).double() * noise.double()
     q = make_family(family, 3).posterior(mean + scale * away, (2 * scale.log()).expand(4, 3))
     _, way, noise = ascend_naturally(LogJoint(vae, x), q, 8, 2, 1e-6, torch.Generator().manual_seed(0))
     torch.testing.assert_close(way, 0.5 * away.square().sum(1), rtol=1e-3, atol=1e-6)
