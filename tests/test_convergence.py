@@ -46,7 +46,7 @@ def test_gaps_are_exact_however_wrong_the_encoder(options: dict[str, float]) -> 
         row = rows.loc[f"{part}_gaussian"]
         assert abs(row["mean"] - truth.mean().item()) < 0.02 + 4 * row["mcse"], part
     assert abs(rows.loc["approximation_full_gaussian", "mean"]) < 0.02
-    fit = found.fits["gaussian"].posterior  # without Monte Carlo: the KL of what was found
+    fit = found.posteriors["gaussian"]  # without Monte Carlo: the KL of what was found
     lost = vae.kl_to_posterior(x, fit.mean, torch.diag_embed(fit.stddev**2)) - exact.approximation
     assert lost.mean() < 0.03 and lost.max() < 0.2
     assert not found.flagged and "flagged" not in repr(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,12 +37,24 @@ def test_every_name_imports() -> None:
 NAMES = ["load_images", "VAE", "wrap", "elbo", "iwae", "ais", "bdmc", "optimize_local", "gaps", "linear_gaussian_vae"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+OBJECTS = ["Audit", "Bound", "Gaps", "Images", "LocalFit", "Posterior", "Sandwich"]
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_documentation_of_results_names_every_field(name: str) -> None:
+    cls = getattr(vaegap, name)
+    text = inspect.getdoc(cls) or ""
+    assert "Example:" in text
+    undocumented = [p for p in inspect.signature(cls).parameters if not re.search(rf"\b{p}(, \w+)*:", text)]
+    assert not undocumented, f"vaegap.{name} does not document {undocumented}"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "quadrature", "make_family", "audit"])
 def test_documentation_says_what_goes_in_and_out(name: str) -> None:
     function = getattr(vaegap, name)
     text = inspect.getdoc(function) or ""
     results = () if inspect.isclass(function) else ("Returns:",)
-    for section in ("Args:", *results, "Raises:", "Example:"):
+    for section in ("Args:", *results, "Raises:", "Source:", "Example:"):
         assert section in text, f"vaegap.{name}: no {section}"
     signature = inspect.signature(function)
     undocumented = [p for p in signature.parameters if p not in text]

@@ -44,7 +44,7 @@ def bounds_of(out: Bound | Sandwich | LocalFit | Gaps) -> list[Bound]:
         return [out.bound, out.start]
     if isinstance(out, Gaps):
         assert not out.per_image.isna().any().any() and not out.summary.isna().any().any()
-        return [out.evidence.bound, *[fit.bound for fit in out.fits.values()]]
+        return [out.evidence.bound, *out.bounds.values()]
     return [out]
 
 

@@ -126,6 +126,14 @@ class Audit:
         model: sizes, likelihood, precision.
         settings: of the audit.
         shape: (channels, height, width) of the pictures.
+
+    Example:
+        >>> from vaegap import audit
+        >>> from vaegap.exact import linear_gaussian_vae
+        >>> vae = linear_gaussian_vae()
+        >>> report = audit(vae, vae.simulate(20, seed=1), certify=0)
+        >>> report.family, list(report.parts)
+        ('gaussian', ['images'])
     """
 
     parts: dict[str, Part]

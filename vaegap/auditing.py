@@ -137,7 +137,7 @@ def audit(
             parts[name] = _part(model, images, index, result, worst, seed, order, beyond)
         looked = looked and bool(getattr(result.evidence, "wide", True))
         if name != "held-out" and result.family == "gaussian":
-            findings = scale_readings(model, images, result.fits["gaussian"].posterior, seed) + findings
+            findings = scale_readings(model, images, result.posteriors["gaussian"], seed) + findings
     findings += doubts(parts, certificate, target_width, looked)
     settings = {"families": list(families), "num_images": num_images, "num_samples": num_samples, "seed": seed,
                 "num_temperatures": steps, "check_modes": looked, "seconds": round(time.monotonic() - begin, 1),
@@ -251,7 +251,7 @@ def _part(
         loosest = result.table["inference"].sort_values(ascending=False).index[:worst].tolist()
         pictures = [picture(model, images[i], mean[i], numbers[i], order) for i in loosest]
     weighted = result.evidence.iwae
-    unsettled = result.fits[result.family].bound.flagged or {}
+    unsettled = result.bounds[result.family].flagged or {}
     return Part(
         table,
         errors,
@@ -265,7 +265,7 @@ def _part(
         _refine(model, images, result, seed),
         str(getattr(result.evidence, "source", "ais")),
         beyond,
-        _list(best.posterior.mean.double().var(0)) if (best := result.fits.get("gaussian")) else [],
+        _list(result.posteriors["gaussian"].mean.double().var(0)),
         {numbers[i]: why for i, why in unsettled.items()},
     )
 

@@ -3,25 +3,28 @@ r"""The decomposition: log p(x) − L[q] = approximation gap + amortization gap,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vaegap.bounds import Bound, elbo
+from vaegap.bounds import Bound, elbo, join_bounds
 from vaegap.errors import InputError
 from vaegap.evaluation import evaluating
 from vaegap.evidence import LogEvidence, log_evidence
-from vaegap.local import OTHER, RECIPES, LocalFit, optimize_local
+from vaegap.local import OTHER, RECIPES, optimize_local
 from vaegap.models import Model
 from vaegap.paired import complete_gaps, summarize
-from vaegap.posteriors import FAMILIES, make_family
+from vaegap.posteriors import FAMILIES, Posterior, make_family
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["Gaps", "gaps"]
+
+_GAUSSIANS = ("gaussian", "full_gaussian")  # the ladder that all else needs
+_PART = 2000  # images whose flows are held at once: 0.3 GB with 50 latents
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,25 @@ class Gaps:
         table: a column a quantity (in nats) and a row an image.
         errors: Monte-Carlo standard errors, same shape.
         evidence: log p̂ and its certificates.
-        fits: the locally optimal posteriors by family.
+        bounds: L[q*] by family, with the images whose ascent is not to be trusted in `flagged`.
+        posteriors: q* by family: of the Gaussian families always, of others if `gaps` was asked to keep them.
         family: the encoder's own family, whose q* the headline gaps use.
+
+    Example:
+        >>> from vaegap.exact import linear_gaussian_vae
+        >>> vae = linear_gaussian_vae()
+        >>> found = gaps(vae, vae.simulate(20, seed=1), certify=0)
+        >>> list(found.bounds), found.family
+        (['gaussian', 'full_gaussian'], 'gaussian')
+        >>> found.per_image.loc[3, ["log_p", "L_q", "inference"]].shape
+        (3,)
     """
 
     table: pd.DataFrame
     errors: pd.DataFrame
     evidence: LogEvidence
-    fits: dict[str, LocalFit]
+    bounds: dict[str, Bound]
+    posteriors: dict[str, Posterior]
     family: str
 
     @property
@@ -57,7 +71,7 @@ class Gaps:
     def identity_error(self) -> float:
         """Largest absolute value of inference − approximation − amortization, in nats: rounding only."""
         worst = 0.0
-        for name in self.fits:
+        for name in self.bounds:
             parts = self.table[f"approximation_{name}"] + self.table[f"amortization_{name}"]
             worst = max(worst, float((self.table["inference"] - parts).abs().max()))
         return worst
@@ -69,7 +83,7 @@ class Gaps:
             (i, f"q* missed a posterior mode: annealing from it is too small by {v:.1f} nats")
             for i, v in self.evidence.missed.items()
         ]
-        for name, bound in [*((f"q* {k}", fit.bound) for k, fit in self.fits.items()), ("AIS", self.evidence.ais)]:
+        for name, bound in [*((f"q* {k}", b) for k, b in self.bounds.items()), ("AIS", self.evidence.ais)]:
             notes += [(i, f"{name}: {why}") for i, why in (bound.flagged or {}).items()]
         return {i: [why for k, why in notes if k == i] for i in sorted({i for i, _ in notes})}
 
@@ -102,6 +116,7 @@ def gaps(
     force_dtype: torch.dtype | None = None,
     seed: int | None = 0,
     progress: bool = False,
+    keep_flows: bool = False,
 ) -> Gaps:
     r"""Decompose the inference gap of a VAE on some images.
 
@@ -120,15 +135,14 @@ def gaps(
         force_dtype: precision of the decoder's gradients, e.g. torch.bfloat16.
         seed: of everything random; None draws one from torch's global state.
         progress: show bars.
+        keep_flows: keep every q* in `posteriors`, not the Gaussian ones only. A flow has weights of its own for every
+            image, 0.16 MB with 50 latents; without them 10,000 images need less than 3 GB, whatever the families.
 
     Returns:
         `Gaps`: `.per_image`, `.summary`, `.flagged`, `.plot()`.
 
     Raises:
         InputError: unusable images, an unknown family, or a single chain.
-
-    The posteriors of all images are kept in `fits`. A flow's weigh most: with 50 latents 0.16 MB an image for
-    "aux_flow", 0.16 MB for "spline"; for more than 10,000 images of one, or 5,000 of both, call this in parts.
 
     Source: Cremer et al. 2018, section 3, Table 1.
 
@@ -160,43 +174,54 @@ def gaps(
             f"vaegap.posteriors.FAMILIES[{own!r}] = its class"
         )
     wanted = [f for f in FAMILIES if f in (*families, own)]
-    fits: dict[str, LocalFit] = {}
-    order = ["gaussian", "full_gaussian", *[f for f in wanted if f not in ("gaussian", "full_gaussian")]]
-    for name in order:
-        below = fits.get(RECIPES.get(name, OTHER).start)
-        reported = num_samples if name in wanted else 2
-        fits[name] = optimize_local(
-            vae,
-            x,
-            name,
-            below.posterior if below is not None else None,
-            num_eval=reported,
-            force_dtype=force_dtype,
-            seed=seed,
-            progress=progress,
-        )
+    options: dict[str, Any] = {"force_dtype": force_dtype, "seed": seed, "progress": progress}
+    bounds: dict[str, Bound] = {}
+    posteriors: dict[str, Posterior] = {}
+    for name in [*_GAUSSIANS, *[f for f in wanted if f not in _GAUSSIANS]]:
+        keep = keep_flows or name in _GAUSSIANS
+        samples = num_samples if name in wanted else 2
+        below = posteriors.get(RECIPES.get(name, OTHER).start)
+        bounds[name], kept = _optima(vae, x, name, below, len(x) if keep else _PART, num_eval=samples, **options)
+        if keep:
+            posteriors[name] = kept
     evidence = log_evidence(
         vae,
         x,
-        fits["full_gaussian"].posterior,
+        posteriors["full_gaussian"],
         num_chains,
         num_temperatures,
         num_samples * 2,
         certify,
         check_modes,
-        force_dtype,
-        seed,
-        progress,
+        **options,
     )
     amortized = elbo(vae, x, num_samples, seed=seed + 5)
-    return _assemble(evidence, amortized, {name: fits[name] for name in wanted}, own)
+    return _assemble(evidence, amortized, {name: bounds[name] for name in wanted}, posteriors, own)
 
 
-def _assemble(evidence: LogEvidence, amortized: Bound, fits: dict[str, LocalFit], own: str) -> Gaps:
+def _optima(
+    vae: Model, x: Tensor, family: str, below: Posterior | None, size: int, *, seed: int, **options: Any
+) -> tuple[Bound, Posterior]:
+    """L[q*] of all images, so many at a time, and q* of the last of them."""
+    found: list[Bound] = []
+    for first in range(0, len(x), size):
+        index = torch.arange(first, min(first + size, len(x)), device=x.device)
+        start = None if below is None else below[index]
+        try:  # parts draw noise of their own
+            fit = optimize_local(vae, x[index], family, start, seed=seed + 1_000_003 * first, **options)
+        except InputError as error:
+            raise error.among(index.tolist()) from error
+        found.append(fit.bound)
+    return join_bounds(found), fit.posterior
+
+
+def _assemble(
+    evidence: LogEvidence, amortized: Bound, best: dict[str, Bound], posteriors: dict[str, Posterior], own: str
+) -> Gaps:
     import pandas as pd
 
-    bounds = {"log_p": evidence.bound, "L_q": amortized, **{f"L_star_{name}": fit.bound for name, fit in fits.items()}}
+    columns = {"log_p": evidence.bound, "L_q": amortized, **{f"L_star_{name}": bound for name, bound in best.items()}}
     index = pd.RangeIndex(len(amortized.per_image), name="image")
-    table = pd.DataFrame({k: b.per_image.double().cpu().numpy() for k, b in bounds.items()}, index=index)
-    errors = pd.DataFrame({k: b.mcse_per_image.double().cpu().numpy() for k, b in bounds.items()}, index=index)
-    return Gaps(*complete_gaps(table, errors), evidence, fits, own)
+    table = pd.DataFrame({k: b.per_image.double().cpu().numpy() for k, b in columns.items()}, index=index)
+    errors = pd.DataFrame({k: b.mcse_per_image.double().cpu().numpy() for k, b in columns.items()}, index=index)
+    return Gaps(*complete_gaps(table, errors), evidence, best, posteriors, own)

@@ -120,7 +120,7 @@ def borrowed_rng(device: torch.device, enabled: bool = True) -> AbstractContextM
 
 
 class VAE(Model):
-    """A variational autoencoder as in the paper (section 4 and supplement; official code vae.py, cvae.py).
+    """A variational autoencoder as in the paper.
 
     Args:
         data_shape: (channels, height, width), or the number of pixels.
@@ -135,6 +135,9 @@ class VAE(Model):
 
     Raises:
         InputError: an unknown name, or a shape that the architecture cannot take.
+
+    Source: Kingma & Welling 2014, section 2; Cremer et al. 2018, section 4, supplement and official code (vae.py,
+    cvae.py).
 
     Example:
         >>> vae = VAE((1, 28, 28), latent_dim=2, encoder_hidden=(10,), decoder_hidden=(10,), seed=0)

@@ -299,6 +299,9 @@ def wrap(
     Raises:
         InputError: an unknown likelihood or option, or a prior of another size or with a bounded support.
 
+    Source: the model it stands for: Kingma & Welling 2014, section 2.1; what each form of output
+    means: book, "Audit your own VAE".
+
     Example:
         >>> enc, dec = nn.Linear(6, 4), nn.Linear(2, 6)
         >>> vae = wrap(encode=lambda x: enc(x).chunk(2, -1), decode=dec, latent_dim=2)

@@ -53,6 +53,11 @@ class Images:
         name: the data set.
         split: which part of it.
         digest: SHA-256 over the pixels (as bytes) and the shape of `x`.
+
+    Example:
+        >>> images = load_images("mnist-5k", "test", num_images=20)
+        >>> len(images), images.shape, images.name
+        (20, (1, 28, 28), 'mnist-5k')
     """
 
     x: Tensor
@@ -87,6 +92,9 @@ def load_images(
         InputError: there is no such set or split, or it has fewer images.
         DataError: a file is missing, unreadable or not the right one; the message names the file, the folder and
             the cures.
+
+    Source: LeCun et al. 1998 (MNIST), Xiao et al. 2017 (Fashion-MNIST), Krizhevsky 2009 (CIFAR-10); thresholds and
+    splits: `vaegap.lab.sources`.
 
     Example:
         >>> images = load_images("mnist-5k", "test", num_images=20)

@@ -29,6 +29,9 @@ def make_family(name: str | Family, latent_dim: int, **options: Any) -> Family:
     Raises:
         InputError: an unknown name, options for an object, or too few latents for a flow.
 
+    Source: Kingma & Welling 2014 ("gaussian"); Cremer et al. 2018, eqs. 9-11 ("flow", "aux_flow");
+    Durkan et al. 2019, section 3 ("spline").
+
     Example:
         >>> make_family("flow", 4).name
         'flow'

@@ -105,8 +105,8 @@ def decompose(
             missed[i] = excess
         columns["missed"] = missed
         columns["unfinished"] = torch.zeros(len(x[part]), dtype=torch.float64)
-        for fit in out.fits.values():
-            columns["unfinished"][list(fit.bound.flagged or {})] = 1.0
+        for bound in out.bounds.values():
+            columns["unfinished"][list(bound.flagged or {})] = 1.0
         return columns
 
     columns = in_blocks(ctx, name, len(x), block)
