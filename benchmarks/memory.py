@@ -99,6 +99,12 @@ def measure(name: str, num: int) -> float:
     return float(out.stdout.split()[-1])
 
 
+def commit() -> str:
+    """The code as it is, which a process started now imports."""
+    known = provenance.collect()
+    return str(known["commit"])[:9] + ("+" if known["dirty"] else "")
+
+
 def main() -> None:
     """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -111,14 +117,14 @@ def main() -> None:
         CASES[options.case][0](options.images)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)  # Linux counts KiB
         return
-    known = provenance.collect()
-    commit = str(known["commit"])[:9] + ("+" if known["dirty"] else "")
     rows = before(options.out) if options.out and options.out.exists() else {}
     for name in options.only:
-        num = int(options.images * CASES[name][1])
+        num, begun = int(options.images * CASES[name][1]), commit()
         peak = measure(name, num)
+        if commit() != begun:
+            raise SystemExit(f"the code changed while {name!r} was measured: measure it again")
         rows[name] = (
-            f"| {name} | {num} | {peak:.2f} | {'within' if peak <= LIMIT else 'ABOVE'} {LIMIT:.0f} GB | {commit} |"
+            f"| {name} | {num} | {peak:.2f} | {'within' if peak <= LIMIT else 'ABOVE'} {LIMIT:.0f} GB | {begun} |"
         )
         print(rows[name], flush=True)
         if options.out:

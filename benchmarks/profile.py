@@ -17,8 +17,11 @@ from vaegap.energy import LogJoint
 
 KINDS = {
     "matrix products": ("aten::addmm", "aten::mm"),
-    "likelihood's gradient": ("aten::sigmoid", "aten::neg_", "aten::add_", "aten::sub", "aten::rsub"),
-    "activation and its slope": ("aten::exp_", "aten::clamp", "aten::maximum", "aten::mul_", "aten::sub_"),
+    "sigmoid of the likelihood": ("aten::sigmoid",),
+    "activations, slopes, sums": (
+        *("aten::exp_", "aten::clamp", "aten::maximum", "aten::mul_"),
+        *("aten::neg_", "aten::add_", "aten::sub_", "aten::sub", "aten::rsub"),
+    ),
     "copies and changes of precision": ("aten::copy_", "aten::fill_"),
 }
 

@@ -41,7 +41,8 @@ def test_published_protocol_takes_every_flow(monkeypatch: pytest.MonkeyPatch, na
     x = vae.simulate(3, seed=1)
     fit = optimize_local(vae, x, name, protocol="paper", num_eval=2000, seed=0)
     error = (fit.bound.mcse_per_image**2 + fit.start.mcse_per_image**2).sqrt()
-    assert (fit.bound.per_image > fit.start.per_image - 4 * error).all() and fit.bound.mean > fit.start.mean
+    assert (fit.bound.per_image > fit.start.per_image - 4 * error).all()
+    assert fit.bound.mean > fit.start.mean + 4 * error.mean(), "it climbed"
     assert (fit.bound.per_image < vae.exact_gaps(x).log_p + 4 * fit.bound.mcse_per_image).all()
 
 

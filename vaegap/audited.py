@@ -73,7 +73,7 @@ class Part:
         refined: a few gradient steps at test time; None where they were not tried.
         source: what log p̂ is: "ais" or "iwae" from q*, or AIS from the "prior" or the "mixture" of q and the prior.
         beyond: nats by which a `source` that is no "ais" or "iwae" is above those on average.
-        activity_best: as `activity`, of the mean of the factorized q*; empty where none was fitted.
+        activity_best: as `activity`, of the mean of the factorized q*; empty in older reports without it.
         unsettled: image -> why the ascent to q* of the encoder's own family did not end there.
     """
 

@@ -21,7 +21,7 @@ from vaegap.rounds import PLAIN, Climber, Recipe, pick_rows, put_rows, still_to_
 
 __all__ = ["LocalFit", "climb"]
 
-_FLOATS = 2**24  # numbers of all of a chunk's covariances: 64 MB in float32
+_NUMBERS = 2**24  # of all posteriors of a chunk, 64 MB in float32; the ascent holds some ten times as many
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class LocalFit:
 
     Args:
         bound: L[q*] per image, on samples that neither the optimiser nor the choice of start or end saw. Images whose
-            ascent diverged, has not ended, or ended below its start at every rate are in its `flagged`.
+            ascent diverged, has not ended, or ended below its start at every rate are in its `flagged` (the last two
+            not with a recipe of a single round, which is meant to be cut short).
         posterior: q*.
         start: L of the (first) start, per image, on samples of its own.
         steps: optimisation steps that each image took (N,), leaps not counted.
@@ -75,9 +76,7 @@ def climb(
     image, and the result should be the only place that holds them for all images.
     """
     count = len(x)
-    size = plan.chunk
-    if isinstance(family, FullGaussian):  # matrices of d x d, ten of them an image
-        size = min(size, max(1, _FLOATS // family.latent_dim**2))
+    size = min(plan.chunk, max(1, _NUMBERS // family.numbers_per_image()))
     pieces = [torch.arange(i, min(i + size, count)) for i in range(0, count, size)]
     workers = min(torch.get_num_threads(), len(pieces)) if x.device.type == "cpu" and plan.chunk < 500 else 1
     merged: dict[str, Tensor] = {}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Gaps", "gaps"]
 
 _GAUSSIANS = ("gaussian", "full_gaussian")  # the ladder that all else needs
-_PART = 2000  # images whose flows are held at once: 0.3 GB with 50 latents
+_NUMBERS = 2**26  # of flows that are held at once: 0.3 GB in float32, 1,700 images with 50 latents
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Gaps:
         table: a column a quantity (in nats) and a row an image.
         errors: Monte-Carlo standard errors, same shape.
         evidence: log p̂ and its certificates.
-        bounds: L[q*] by family, with the images whose ascent is not to be trusted in `flagged`.
+        bounds: L[q*] by family, of those fitted on the way too, with the images whose ascent is not to be trusted in
+            `flagged`.
         posteriors: q* by family: of the Gaussian families always, of others if `gaps` was asked to keep them.
         family: the encoder's own family, whose q* the headline gaps use.
 
@@ -71,7 +72,7 @@ class Gaps:
     def identity_error(self) -> float:
         """Largest absolute value of inference − approximation − amortization, in nats: rounding only."""
         worst = 0.0
-        for name in self.bounds:
+        for name in [c.removeprefix("approximation_") for c in self.table if c.startswith("approximation_")]:
             parts = self.table[f"approximation_{name}"] + self.table[f"amortization_{name}"]
             worst = max(worst, float((self.table["inference"] - parts).abs().max()))
         return worst
@@ -127,7 +128,7 @@ def gaps(
         vae: the model, a `VAE` or anything from `wrap`.
         x: images (N, D).
         families: posterior families to optimise. The encoder's own is always among them; poorer ones that a ladder
-            needs are fitted on the way and reported only if asked for.
+            needs are fitted on the way, and are in the tables only if asked for.
         num_samples: samples per image behind each L.
         num_chains, num_temperatures: of AIS.
         certify: images to simulate for the BDMC width; 0 leaves log p̂ without a certificate.
@@ -136,7 +137,8 @@ def gaps(
         seed: of everything random; None draws one from torch's global state.
         progress: show bars.
         keep_flows: keep every q* in `posteriors`, not the Gaussian ones only. A flow has weights of its own for every
-            image, 0.16 MB with 50 latents; without them 10,000 images need less than 3 GB, whatever the families.
+            image, 0.16 MB with 50 latents; without them 10,000 images of 50 latents need less than 3 GB, whatever the
+            families.
 
     Returns:
         `Gaps`: `.per_image`, `.summary`, `.flagged`, `.plot()`.
@@ -178,12 +180,11 @@ def gaps(
     bounds: dict[str, Bound] = {}
     posteriors: dict[str, Posterior] = {}
     for name in [*_GAUSSIANS, *[f for f in wanted if f not in _GAUSSIANS]]:
-        keep = keep_flows or name in _GAUSSIANS
-        samples = num_samples if name in wanted else 2
         below = posteriors.get(RECIPES.get(name, OTHER).start)
-        bounds[name], kept = _optima(vae, x, name, below, len(x) if keep else _PART, num_eval=samples, **options)
-        if keep:
-            posteriors[name] = kept
+        keep = keep_flows or name in _GAUSSIANS
+        bounds[name], best = _optima(vae, x, name, below, keep, num_eval=num_samples, **options)
+        if best is not None:
+            posteriors[name] = best
     evidence = log_evidence(
         vae,
         x,
@@ -196,14 +197,18 @@ def gaps(
         **options,
     )
     amortized = elbo(vae, x, num_samples, seed=seed + 5)
-    return _assemble(evidence, amortized, {name: bounds[name] for name in wanted}, posteriors, own)
+    columns = {"log_p": evidence.bound, "L_q": amortized, **{f"L_star_{name}": bounds[name] for name in wanted}}
+    return Gaps(*complete_gaps(*_frames(columns)), evidence, bounds, posteriors, own)
 
 
 def _optima(
-    vae: Model, x: Tensor, family: str, below: Posterior | None, size: int, *, seed: int, **options: Any
-) -> tuple[Bound, Posterior]:
-    """L[q*] of all images, so many at a time, and q* of the last of them."""
+    vae: Model, x: Tensor, family: str, below: Posterior | None, keep: bool, *, seed: int, **options: Any
+) -> tuple[Bound, Posterior | None]:
+    """L[q*], and q* of all images if it is to be kept; if not, it is held for some images at a time."""
+    numbers = make_family(family, vae.latent_dim).local_variant().numbers_per_image()
+    size = len(x) if keep else max(1, _NUMBERS // numbers)
     found: list[Bound] = []
+    kept = None
     for first in range(0, len(x), size):
         index = torch.arange(first, min(first + size, len(x)), device=x.device)
         start = None if below is None else below[index]
@@ -212,16 +217,16 @@ def _optima(
         except InputError as error:
             raise error.among(index.tolist()) from error
         found.append(fit.bound)
-    return join_bounds(found), fit.posterior
+        kept = fit.posterior if keep else None
+        del fit  # or the next part would be fitted beside this one
+    return join_bounds(found), kept
 
 
-def _assemble(
-    evidence: LogEvidence, amortized: Bound, best: dict[str, Bound], posteriors: dict[str, Posterior], own: str
-) -> Gaps:
+def _frames(columns: dict[str, Bound]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Values and standard errors, a column a bound and a row an image."""
     import pandas as pd
 
-    columns = {"log_p": evidence.bound, "L_q": amortized, **{f"L_star_{name}": bound for name, bound in best.items()}}
-    index = pd.RangeIndex(len(amortized.per_image), name="image")
+    index = pd.RangeIndex(len(columns["L_q"].per_image), name="image")
     table = pd.DataFrame({k: b.per_image.double().cpu().numpy() for k, b in columns.items()}, index=index)
     errors = pd.DataFrame({k: b.mcse_per_image.double().cpu().numpy() for k, b in columns.items()}, index=index)
-    return Gaps(*complete_gaps(table, errors), evidence, best, posteriors, own)
+    return table, errors

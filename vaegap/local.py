@@ -163,8 +163,11 @@ def _or_else(
     if len(near) == 0:
         return fit
     own = plan if is_plain_gaussian(other) else replace(plan, steps=200, samples=8, lr=2e-3)
-    found = climb(vae, x[near], pick_rows(other, near, options["shared"]), other.family, own, num_eval, **options)
-    second = elbo(vae, x[near], plan.judges, found.posterior, seed=seed + 13).per_image
+    try:
+        found = climb(vae, x[near], pick_rows(other, near, options["shared"]), other.family, own, num_eval, **options)
+        second = elbo(vae, x[near], plan.judges, found.posterior, seed=seed + 13).per_image
+    except InputError as error:
+        raise error.among(near.tolist()) from error
     won = (second > first[near]).nonzero().flatten()
     if len(won) == 0:
         return fit

@@ -32,8 +32,7 @@ def published(
     groups of 64.
     """
     zeros = torch.zeros(1, vae.latent_dim, dtype=vae.dtype, device=vae.device)
-    size = sum(v[0].numel() for v in family.posterior(zeros, zeros).params.values())
-    group = max(64, 2 * _NUMBERS // size)
+    group = max(64, 2 * _NUMBERS // family.numbers_per_image())
     params: dict[str, Tensor] = {}
     ends: list[Bound] = []
     starts: list[Bound] = []

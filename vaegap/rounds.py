@@ -37,9 +37,9 @@ class Recipe:
         beta2: Adam's second decay.
         chunk: images optimised together.
         start: the poorer family it starts from; "" for the encoder.
-        rounds: most rounds at falling rates, the first at `lr`, each later one at half of it; an image leaves after a
-            round that gained less than `tolerance`, or after which leaps, or steps of a full covariance, tell that less
-            is left.
+        rounds: most rounds at falling rates, the first at `lr`, each later one at half the one before; an image leaves
+            after a round that gained less than `tolerance`, or after which leaps, or steps of a full covariance, tell
+            that less is left.
         repeats: most further rounds at the full rate before the rate falls: an image that gained more than `far` in a
             round had not arrived: one round moves a number only so far.
         tolerance, far: nats.

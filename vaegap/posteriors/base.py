@@ -87,6 +87,11 @@ class Family(ABC):
         """The form of the family in which per-image optimisation works best; itself unless a subclass knows better."""
         return self
 
+    def numbers_per_image(self) -> int:
+        """How many numbers describe the posterior of one image."""
+        zeros = torch.zeros(1, self.latent_dim)
+        return sum(v[0].numel() for v in self.posterior(zeros, zeros).params.values())
+
     def moments(self, params: Params) -> tuple[Tensor, Tensor] | None:
         """Exact mean and standard deviation of z (N, d), or None where only samples tell."""
         return None
