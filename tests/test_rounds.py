@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 from typing import Any
 
 import pytest
 import torch
-from oracles import assert_bound
+from oracles import FAMILY_NAMES, assert_bound
 
 from vaegap import VAE, climbing, optimize_local, rounds
 from vaegap.exact import linear_gaussian_vae
+from vaegap.local import RECIPES
 from vaegap.models import Model
 from vaegap.natural import ascend_naturally
 from vaegap.posteriors import Posterior, make_family
@@ -64,7 +66,8 @@ def test_steps_that_diverge_leave_what_the_leaps_have_brought(monkeypatch: pytes
     assert not fit.bound.flagged
 
 
-def test_full_covariances_of_many_latents_come_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_wide_posteriors_come_in_small_chunks(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     sizes: list[int] = []
     inner = climbing._climb_chunk
 
@@ -72,10 +75,14 @@ def test_full_covariances_of_many_latents_come_in_small_chunks(monkeypatch: pyte
         sizes.append(len(x))
         return inner(vae, x, *args)
 
-    monkeypatch.setattr(climbing, "_climb_chunk", count)
-    monkeypatch.setattr(climbing, "_FLOATS", 4 * 3**2)
     vae = linear_gaussian_vae(data_dim=8, latent_dim=3)
     x = vae.simulate(10, seed=1)
-    fit = optimize_local(vae, x, "full_gaussian", vae.encode(x), seed=0)
-    assert sizes == [4, 4, 2]
-    assert_bound(fit.bound, vae.exact_gaps(x).log_p, 0.1)
+    start = vae.encode(x)
+    monkeypatch.setattr(climbing, "_climb_chunk", count)
+    numbers = make_family(family, 3).local_variant().numbers_per_image()
+    monkeypatch.setattr(climbing, "_NUMBERS", 4 * numbers)
+    quick = None if "gaussian" in family else replace(RECIPES[family], steps=2, rounds=1, repeats=0)
+    fit = optimize_local(vae, x, family, start, recipe=quick, seed=0)
+    assert sorted(sizes) == [2, 4, 4]
+    if family == "full_gaussian":
+        assert_bound(fit.bound, vae.exact_gaps(x).log_p, 0.1)

@@ -76,13 +76,15 @@ def climb(
     image, and the result should be the only place that holds them for all images.
     """
     count = len(x)
-    size = min(plan.chunk, max(1, _NUMBERS // family.numbers_per_image()))
+    own = same_form(start.family, family)
+    frozen = {k for k, v in start.params.items() if v.shape[0] == 1 < count or k in shared} if own else set()
+    one = start[:1] if own else lift(start[:1], family)
+    numbers = sum(v[0].numel() for k, v in one.params.items() if k not in frozen)
+    size = min(plan.chunk, max(1, _NUMBERS // max(1, numbers)))
     pieces = [torch.arange(i, min(i + size, count)) for i in range(0, count, size)]
     workers = min(torch.get_num_threads(), len(pieces)) if x.device.type == "cpu" and plan.chunk < 500 else 1
     merged: dict[str, Tensor] = {}
     reports: list[tuple[Bound, Bound, Tensor]] = [None] * len(pieces)  # type: ignore[list-item]
-    own = same_form(start.family, family)
-    frozen = {k for k, v in start.params.items() if v.shape[0] == 1 < count or k in shared} if own else set()
     guard = Lock()
     progressed = bar(total=count, desc=f"q* {family.name}", show=progress)
 

@@ -88,7 +88,7 @@ class Family(ABC):
         return self
 
     def numbers_per_image(self) -> int:
-        """How many numbers describe the posterior of one image."""
+        """How many numbers describe the posterior of one image, where each has all of its own (see `local_variant`)."""
         zeros = torch.zeros(1, self.latent_dim)
         return sum(v[0].numel() for v in self.posterior(zeros, zeros).params.values())
 
