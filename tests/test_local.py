@@ -20,16 +20,12 @@ from vaegap import (
     climbing,
     elbo,
     load_images,
-    local,
     optimize_local,
     rounds,
-    wrap,
 )
-from vaegap.energy import LogJoint
 from vaegap.exact import LinearGaussianVAE, linear_gaussian_vae
 from vaegap.lab.training import Schedule, train
 from vaegap.local import RECIPES, lift
-from vaegap.models import Model
 from vaegap.posteriors import FAMILIES, Posterior, make_family
 
 QUICK = {
@@ -269,16 +265,6 @@ def test_bad_input_is_named(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:
         optimize_local(vae, x, start=best_member("gaussian", vae, x[:4])[0])
 
 
-def test_overflow_names_the_image_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = wrap(lambda x: (x, x * 0 - 4), lambda z: torch.where(z > 5, torch.nan, z), 2, likelihood="gaussian")
-    x = torch.zeros(6, 2)
-    x[4] = 9
-    monkeypatch.setitem(RECIPES, "gaussian", replace(RECIPES["gaussian"], chunk=3, steps=5, rounds=1))
-    with pytest.raises(InputError, match="image 4") as error:
-        optimize_local(vae, x, seed=0)
-    assert error.value.indices == [4]
-
-
 def test_one_image_alone_is_treated_as_among_others(trained: dict[str, VAE], digits: Tensor) -> None:
     """Weights that all images share do not move for a single image either."""
     vae = trained["aux_flow"]
@@ -296,26 +282,6 @@ def test_a_diverged_ascent_is_flagged(oracle: tuple[LinearGaussianVAE, Tensor]) 
     assert fit.bound.flagged and all("diverged" in why for why in fit.bound.flagged.values())
 
 
-def test_flags_and_steps_belong_to_the_images_of_the_whole_batch(
-    oracle: tuple[LinearGaussianVAE, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Chunks of four, and only image 5 diverges: its gradient is NaN once it has left the start."""
-    vae, x = oracle
-    target, original = x[5], LogJoint.grad
-
-    def grad(self: LogJoint, z: Tensor, rejecting: bool = False) -> Tensor:
-        bad = (self.x == target).all(1)[:, None]
-        return torch.where(bad, torch.nan, original(self, z, rejecting))
-
-    monkeypatch.setattr(LogJoint, "grad", grad)
-    recipe = replace(RECIPES["gaussian"], steps=10, rounds=1, chunk=4)
-    fit = optimize_local(vae, x, "gaussian", recipe=recipe, num_eval=100, seed=0)
-    assert fit.bound.flagged is not None and set(fit.bound.flagged) == {5}
-    assert torch.isfinite(fit.bound.per_image).all(), "the start is kept"
-    encoder = vae.encode(x).mean
-    assert torch.equal(fit.posterior.mean[5], encoder[5]) and (fit.posterior.mean[:5] != encoder[:5]).any(1).all()
-
-
 def test_a_start_is_not_kept_for_its_luck(oracle: tuple[LinearGaussianVAE, Tensor]) -> None:
     """Noise in the comparison of start and end must not cost what the ascent has won."""
     vae, x = oracle
@@ -329,31 +295,3 @@ def test_a_start_is_not_kept_for_its_luck(oracle: tuple[LinearGaussianVAE, Tenso
 def test_recipes_that_cannot_run_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InputError, match="recipe"):
         replace(RECIPES["gaussian"], **wrong)
-
-
-def test_an_error_in_the_second_ascent_names_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder is a second start for some images only: here for the last two of five."""
-    torch.manual_seed(0)
-    vae = VAE(6, 2, "flow", (5,), (5,), seed=0)
-    x = (torch.rand(5, 6) < 0.5).float()
-    original, bound, seen = local.climb, local.elbo, []
-
-    def fails(model: Model, images: Tensor, *rest: Any, **options: Any) -> LocalFit:
-        seen.append(len(images))
-        if len(images) < 5:
-            raise InputError("not finite (first: image 0)", [0])
-        return original(model, images, *rest, **options)
-
-    def far(*given: Any, seed: int, **options: Any) -> Bound:
-        out = bound(*given, seed=seed, **options)
-        near = torch.arange(5) >= 3
-        return replace(out, per_image=out.per_image.where(near, -1e12)) if seed == 12 else out
-
-    monkeypatch.setattr(local, "climb", fails)
-    monkeypatch.setattr(local, "elbo", far)
-    monkeypatch.setattr(local, "_NEAR", 1e9)
-    quick = replace(RECIPES["flow"], steps=2, rounds=1, repeats=0)
-    monkeypatch.setitem(RECIPES, "gaussian", replace(RECIPES["gaussian"], steps=2, rounds=1, repeats=0))
-    with pytest.raises(InputError, match="image 3") as caught:
-        optimize_local(vae, x, "flow", num_eval=10, recipe=quick, seed=0)
-    assert caught.value.indices == [3] and seen[-1] == 2
