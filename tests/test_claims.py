@@ -13,6 +13,7 @@ import torch
 from vaegap.errors import InputError
 from vaegap.lab import claims, experiments
 from vaegap.lab.claims import VERDICTS, Check, evaluate, judge, ledger, read_claims
+from vaegap.lab.measured import table_of
 from vaegap.lab.protocols.decompositions import _rows
 from vaegap.lab.records import Record
 
@@ -26,10 +27,11 @@ def record(
     spread: float = 0.01,
     units: float = 20.0,
     heldout: int = 0,
+    draw: int | None = None,
     **params: Any,
 ) -> Record:
-    """A decomposition with these mean gaps, written as a run writes it."""
-    generator = torch.Generator().manual_seed(params.get("seed", 0))
+    """A decomposition with these mean gaps, written as a run writes it; `draw` decides what its images differ by."""
+    generator = torch.Generator().manual_seed(params.get("seed", 0) if draw is None else draw)
     own = params.get("family", "gaussian")
 
     def images(count: int) -> dict[str, torch.Tensor]:
@@ -119,6 +121,24 @@ def test_seeds_widen_what_images_leave_narrow(tmp_path: Path) -> None:
     assert all_.verdict == "undecided at this scale"
 
 
+def test_runs_that_see_the_same_images_do_not_make_more_images(tmp_path: Path) -> None:
+    """Two training runs with the very same gaps are no surer of the mean over images than one of them."""
+    one, two = (record(tmp_path, 1.0, 2.0, spread=0.5, seed=seed, draw=0) for seed in (0, 1))
+    alone, both = judge(check("A.amortization"), [one]), judge(check("A.amortization"), [one, two])
+    assert both.num_seeds == 2 and both.images == pytest.approx(alone.images, rel=1e-12)
+
+
+def test_checks_added_later_are_marked_and_counted_apart(tmp_path: Path) -> None:
+    path = tmp_path / "claims.yaml"
+    fixed = "{name: first, value: A.inference, of: {A: {}}, reproduced: [0, 9]}"
+    late = "{name: second, value: A.inference, of: {A: {}}, reproduced: [0, 9], added: true, caveat: mind the gap}"
+    path.write_text(f"- {{id: C1, section: x, claim: y, checks: [{fixed}, {late}]}}\n", encoding="utf-8")
+    record(tmp_path / "results", 1.0, 1.0)
+    text = claims.report(tmp_path / "results", claims=path)
+    assert "second (added after the first runs)" in text and "first (added" not in text and "mind the gap" in text
+    assert "fixed before the runs: 1 reproduced" in text and "added after the first runs: 1 reproduced" in text
+
+
 def test_a_count_of_one_run_has_no_interval_and_decides_nothing(tmp_path: Path) -> None:
     made = [record(tmp_path, 1.0, 1.0, units=units, anneal=anneal) for units, anneal in ((20, True), (10, False))]
     fewer = check("B.active_units - A.active_units", (-math.inf, 0.0), A={}, B={"anneal": False})
@@ -138,7 +158,7 @@ def ledger_row(found: claims.Verdict) -> dict[str, Any]:
 def test_all_images_count_and_only_the_same_ones_are_paired(tmp_path: Path) -> None:
     """A model measured on 40 training images and 20 held-out ones: nothing is cut to 20, no split leans on another."""
     made = [record(tmp_path, 1.0, 2.0, spread=0.5, heldout=20)]
-    train, test = (claims._table(made[0], {"split": split})["amortization"] for split in ("train", "test"))
+    train, test = (table_of(made[0], {"split": split})["amortization"] for split in ("train", "test"))
     rows = {f"{letter}": {"rows": {"split": split}} for letter, split in (("A", "train"), ("B", "test"))}
     found = judge(check("B.amortization - A.amortization", **rows), made)
     assert (len(train), len(test)) == (40, 20)

@@ -11,12 +11,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from vaegap.errors import InputError
 from vaegap.lab import runs
 from vaegap.lab.expressions import evaluate, letters
 from vaegap.lab.files import find_root
+from vaegap.lab.measured import by_seed, means
 from vaegap.lab.records import Record
 from vaegap.lab.seeds import over_seeds
 
@@ -55,6 +57,8 @@ class Check:
         published: the paper's value, or None where it is not known.
         verified: whether the published value was checked against the paper itself.
         measured: what the value is, in words, with its unit.
+        added: whether it was written when records were there already, so that they may have suggested it.
+        caveat: what its verdict alone does not tell.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Check:
     published: float | None = None
     verified: bool = False
     measured: str = ""
+    added: bool = False
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,8 @@ def _check(raw: Mapping[str, Any]) -> Check:
         raw.get("published"),
         bool(raw.get("verified", False)),
         str(raw.get("measured", "")),
+        bool(raw.get("added", False)),
+        str(raw.get("caveat", "")),
     )
 
 
@@ -137,7 +145,7 @@ def ledger(
     claims: str | Path | None = None,
     only: Collection[str] | None = None,
 ) -> pd.DataFrame:
-    """One row a check: claim, section, criterion, check, what is measured, published, value, intervals, verdict, runs.
+    """One row a check: claim, section, criterion, check, measured, published, value, intervals, verdict, runs, caveat.
 
     Args:
         profile: whose records count; None for the published ones ("laptop").
@@ -160,6 +168,8 @@ def ledger(
                     "criterion": claim.get("criterion", ""),
                     "check": check.name,
                     "measured": check.measured,
+                    "added": check.added,
+                    "caveat": check.caveat,
                     "reproduced_if": check.reproduced,
                     "same_direction_if": check.direction,
                     "published": check.published,
@@ -177,16 +187,23 @@ def ledger(
     return pd.DataFrame(rows)
 
 
-def report(results: str | Path | None = None, profile: str | None = None) -> str:
+def report(results: str | Path | None = None, profile: str | None = None, claims: str | Path | None = None) -> str:
     """The ledger as text: a line a claim, a line a check under it, and how many checks have which verdict."""
-    table = ledger(profile, results)
+    table = ledger(profile, results, claims)
     lines = []
     for (claim, section, statement), checks in table.groupby(["claim", "section", "statement"], sort=False):
         lines += ["", f"{claim} ({section}) {statement}"]
         for _, row in checks.iterrows():
-            lines.append(f"   {row['verdict']:24s} {row['check']}: {describe(row)}")
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in table["verdict"].value_counts().items())
-    return "\n".join([*lines[1:], "", counts])
+            late = " (added after the first runs)" if row["added"] else ""
+            lines.append(f"   {row['verdict']:24s} {row['check']}{late}: {describe(row)}")
+            lines += [f"{'':28s}{line}" for line in wrap(row["caveat"], 92)]
+    for added, checks in table.groupby("added"):
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in checks["verdict"].value_counts().items())
+        lines += [
+            *[""] * (not added),
+            f"{'added after the first runs' if added else 'fixed before the runs'}: {counts}",
+        ]
+    return "\n".join(lines[1:])
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -218,33 +235,34 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     """Evaluate a check on records, seed by seed, and give the verdict.
 
     The verdict's interval is the wider of the two kinds: over images (bootstrap, the same resampled images for every
-    model measured on them; numbers of a whole model, such as BDMC's width, vary by their Monte Carlo error instead) and
-    over seeds (Student's t). "Reproduced" needs all of it inside the first interval, "same direction" inside the
-    second; "not reproduced" needs all of it outside the second. Anything else is undecided, and so is a value without
-    any interval: a count of one run. Models are compared on the seeds that all of them have.
+    model and training run measured on them; numbers of a whole model, such as BDMC's width, vary by their Monte Carlo
+    error instead) and over seeds (Student's t). "Reproduced" needs all of it inside the first interval, "same
+    direction" inside the second; "not reproduced" needs all of it outside the second. Anything else is undecided, and
+    so is a value without any interval: a count of one run. Models are compared on the seeds that all of them have.
     """
     import numpy as np
 
-    found = {letter: _by_seed(records, dict(wanted)) for letter, wanted in check.of.items()}
+    found = {letter: by_seed(records, dict(wanted)) for letter, wanted in check.of.items()}
     seeds = sorted(set.intersection(*(set(f) for f in found.values()))) if found else []
     if not seeds:
         return Verdict(check, "undecided at this scale")
     generator = np.random.default_rng(0)
     points, clouds, used = [], [], []
+    shared: dict[
+        tuple[str, str, int], NDArray[np.float64]
+    ] = {}  # the same images weigh the same in all models and runs
     for seed in seeds:
         tables = {letter: found[letter][seed][0] for letter in found}
         used += [found[letter][seed][1] for letter in found]
-        points.append(float(evaluate(check.value, {k: _means(t) for k, t in tables.items()})))
-        # the same images have the same weights in all models
+        points.append(float(evaluate(check.value, {k: means(t) for k, t in tables.items()})))
         which: dict[str, tuple[str, str, int]] = {}
-        shared: dict[tuple[str, str, int], NDArray[np.float64]] = {}
         for letter, table in tables.items():
             count = len(table)
             asked = check.of[letter]
             which[letter] = (str(asked.get("dataset")), asked.get("rows", {}).get("split", "train"), count)
             if which[letter] not in shared:
                 shared[which[letter]] = generator.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
-        drawn = {k: _means(t, shared[which[k]]) for k, t in tables.items()}
+        drawn = {k: means(t, shared[which[k]]) for k, t in tables.items()}
         for letter, table in tables.items():  # numbers of the whole model, such as BDMC's width, have their own error
             for name, error in table.attrs.get("mcse", {}).items():
                 drawn[letter][name] = drawn[letter][name] + error * generator.standard_normal(_RESAMPLES)
@@ -275,64 +293,3 @@ def _verdict(low: float, high: float, check: Check) -> str:
     if high < check.direction[0] or low > check.direction[1]:
         return "not reproduced"
     return "undecided at this scale"
-
-
-def _by_seed(records: Iterable[Record], wanted: dict[str, Any]) -> dict[int, tuple[pd.DataFrame, str]]:
-    """seed -> (per-image table with headline gaps, run id) of the records that fit.
-
-    `rows` holds labels of rows (split, model, ...); everything else is compared with the run's parameters, and
-    parameters that are not named must have their experiment's defaults.
-    """
-    from vaegap.lab import experiments
-
-    rows = dict(wanted.pop("rows", {"split": "train"}))
-    name = wanted.pop("experiment", "gap_decomposition")
-    usual = dict(experiments.get(name).defaults)
-    found = {}
-    for record in records:
-        if record.experiment != name:
-            continue
-        model = [
-            k for k in ("family", "latent_dim", "encoder", "decoder", "activation", "anneal", "frozen") if k in usual
-        ]
-        asked: dict[str, Any] = {**{k: usual[k] for k in model}, **wanted}
-        if any(record.params.get(k) != v for k, v in asked.items()):
-            continue
-        table = _table(record, rows)
-        if len(table):
-            found[int(record.params["seed"])] = (table, record.run_id)
-    return found
-
-
-def _table(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
-    import pandas as pd
-
-    if record.experiment == "posterior_2d":
-        part = record.select(metric="kl", **rows)
-        part = part[part["image"] != "mean"].assign(image=lambda r: r["image"].astype(int))
-        return part.pivot(index="image", columns="family", values="value").sort_index().add_prefix("kl_")
-    from vaegap.lab.protocols import gap_tables
-
-    labels = {k: v for k, v in rows.items() if k != "last_epoch"}
-    if rows.get("last_epoch"):
-        epochs = record.select(metric="L_q", **labels)["model"].unique()
-        labels["model"] = max(epochs, key=lambda m: int(str(m).rsplit(" ", 1)[1]))
-    if record.select(metric="L_q", **labels).empty:
-        return pd.DataFrame()
-    table, _ = gap_tables(record, **labels)
-    own = record.params["family"]
-    for gap in ("approximation", "amortization"):
-        if f"{gap}_{own}" in table:
-            table[gap] = table[f"{gap}_{own}"]
-    for metric, where in (("active_units", {"split": rows.get("split", "train")}), ("bdmc_width", {})):
-        one = record.select(metric=metric, **where)
-        table[metric] = float(one["value"].iloc[0]) if len(one) == 1 else math.nan
-        if len(one) == 1 and one["mcse"].notna().all():
-            table.attrs.setdefault("mcse", {})[metric] = float(one["mcse"].iloc[0])
-    return table
-
-
-def _means(table: pd.DataFrame, weights: NDArray[np.float64] | None = None) -> dict[str, Any]:
-    values = table.to_numpy(dtype=float)
-    means = values.mean(0) if weights is None else weights @ values
-    return {name: means[..., i] for i, name in enumerate(table.columns)}

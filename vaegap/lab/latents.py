@@ -74,7 +74,10 @@ def plane_gaps(record: Record) -> pd.DataFrame:
 
 
 def plane_table(found: Found) -> pd.DataFrame | str:
-    """Gaps of "posterior_2d" records: "mean ± standard error, median" in nats, a row for each run and split."""
+    """Gaps of "posterior_2d" records: "mean ± standard error, median" in nats, a row for each run and split.
+
+    The last column tells how fine the grid is: the largest difference of log p(x) from every other point and from all.
+    """
     import pandas as pd
 
     rows = {}
@@ -85,5 +88,7 @@ def plane_table(found: Found) -> pd.DataFrame | str:
                     f"{gap} gap, nats": f"{plus_minus(each.mean(), each.sem())}, median {each.median():.2f}"
                     for gap, each in part.items()
                 }
+                error = record.select(metric="quadrature_error", split=split)["value"].max()
+                cells["grid: largest error of half its points, nats"] = f"{error:.1g}"
                 rows[label, f"seed {record.params['seed']}", split] = cells
     return pd.DataFrame(rows).T if rows else NOTHING

@@ -272,7 +272,10 @@ def milestones(record: Record) -> pd.DataFrame:
 
 
 def certificates(record: Record) -> pd.DataFrame:
-    """The BDMC sandwich (nats) and the seconds it took, for each way to estimate log p(x), the narrowest first."""
+    """The BDMC sandwich (nats) and the seconds it took, for each way to estimate log p(x), the narrowest first.
+
+    A width above `WIDEST` says so.
+    """
     import pandas as pd
 
     rows = record.select(split="simulated")
@@ -282,6 +285,8 @@ def certificates(record: Record) -> pd.DataFrame:
     for metric, title in (("bdmc_width", "width"), ("lower", "lower bound"), ("upper", "upper bound")):
         pairs = zip(wide[metric], errors[metric], strict=True)
         shown[f"{title} (nats)"] = [plus_minus(value, error) for value, error in pairs]
+    wider = {True: f" (above {WIDEST})", False: ""}
+    shown["width (nats)"] += [wider[bool(width > WIDEST)] for width in wide["bdmc_width"]]
     shown["seconds"] = [f"{seconds:.0f}" for seconds in wide["seconds"]]
     return shown.rename_axis(index=None, columns=None)
 
@@ -314,12 +319,15 @@ def ledger(table: pd.DataFrame) -> pd.DataFrame:
         return f"above {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
 
     out = table[["claim", "check", "verdict"]].copy()
+    out["check"] += ["\n(added after the first runs)" if added else "" for added in table["added"]]
     out.loc[table["num_seeds"] == 0, "verdict"] = "no run yet"  # undecided for want of runs, not by what they say
     rows = [row for _, row in table.iterrows()]
     out["reproduced if"] = [f"{row['measured']}\n{span(row['reproduced_if'])}".strip() for row in rows]
     said = ["\n".join(filter(None, [*claims.said(row), claims.published(row)])) for row in rows]
     said = [text.replace("transcription unverified", "unverified") for text in said]  # the page says of what
     out["value"] = [text.replace(", ", ",\N{NO-BREAK SPACE}") for text in said]  # an interval stays on one line
+    if table["caveat"].any():
+        out["to be read with it"] = table["caveat"]
     out = out.set_index(["claim", "check"])
     out.attrs["words"] = True  # for `with_caption`: cells to be read, not compared
     return out
