@@ -48,7 +48,7 @@ def table_of(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
 
     Args:
         record: the record.
-        rows: labels of its rows: split, model; `last_epoch: true` for the last milestone.
+        rows: labels of its rows: split, model; `last_epoch: true` for the last milestone; `first` for how many images.
     """
     import pandas as pd
 
@@ -58,13 +58,14 @@ def table_of(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
         return part.pivot(index="image", columns="family", values="value").sort_index().add_prefix("kl_")
     from vaegap.lab.protocols import gap_tables
 
-    labels = {k: v for k, v in rows.items() if k != "last_epoch"}
+    labels = {k: v for k, v in rows.items() if k not in ("last_epoch", "first")}
     if rows.get("last_epoch"):
         epochs = record.select(metric="L_q", **labels)["model"].unique()
         labels["model"] = max(epochs, key=lambda m: int(str(m).rsplit(" ", 1)[1]))
     if record.select(metric="L_q", **labels).empty:
         return pd.DataFrame()
     table, _ = gap_tables(record, **labels)
+    table = table.iloc[: rows.get("first")].copy()
     own = record.params["family"]
     for gap in ("approximation", "amortization"):
         if f"{gap}_{own}" in table:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vaegap.lab.experiments import Experiment, register
 
-__all__ = ["certificates", "gap_decomposition", "generalization", "posterior_2d"]
+__all__ = ["certificates", "encoder_form", "gap_decomposition", "generalization", "posterior_2d"]
 
 _MODEL: dict[str, Any] = {
     "dataset": "mnist-5k",
@@ -60,6 +60,22 @@ gap_decomposition = register(
         },
         {"laptop": _BIG, "paper": _BIG},
         verify=_later("decompositions", "verify_gaps"),
+    )
+)
+encoder_form = register(
+    Experiment(
+        "encoder_form",
+        _later("encoder_form", "compute_form"),
+        {
+            **_MODEL,
+            "family": "aux_flow",
+            "families": ["gaussian", "full_gaussian"],
+            "num_train": 10,
+            "num_heldout": 10,
+            "certify": 10,
+        },
+        {profile: {"num_train": 100, "num_heldout": 50, "certify": 50} for profile in ("laptop", "paper")},
+        verify=_later("encoder_form", "verify_form"),
     )
 )
 generalization = register(
