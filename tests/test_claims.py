@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vaegap.errors import InputError
-from vaegap.lab import claims, experiments
+from vaegap.lab import claims, experiments, tables, wording
 from vaegap.lab.claims import VERDICTS, Check, evaluate, judge, ledger, read_claims
 from vaegap.lab.measured import table_of
 from vaegap.lab.protocols.decompositions import _rows
@@ -137,6 +137,13 @@ def test_checks_added_later_are_marked_and_counted_apart(tmp_path: Path) -> None
     text = claims.report(tmp_path / "results", claims=path)
     assert "second (added after the first runs)" in text and "first (added" not in text and "mind the gap" in text
     assert "fixed before the runs: 1 reproduced" in text and "added after the first runs: 1 reproduced" in text
+    table = ledger(results=tmp_path / "results", claims=path)
+    assert wording.notes(table) == "- **C1, second.** mind the gap"
+    assert wording.notes(table[~table["added"]]) == ""
+    assert [name for _, name in tables.ledger(table).index] == [
+        "first",
+        "second\n(added after the first runs)\n(note below)",
+    ]
 
 
 def test_a_count_of_one_run_has_no_interval_and_decides_nothing(tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def verdicts(*ids: str, profile: str) -> pd.DataFrame:
 
 
 def ledger(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the claims ledger to be read: one row a check."""
+    """Rows of the claims ledger to be read: one row a check; `wording.notes` has what "note below" points to."""
     from vaegap.lab import claims
 
     def span(bounds: tuple[float, float]) -> str:
@@ -323,14 +323,13 @@ def ledger(table: pd.DataFrame) -> pd.DataFrame:
 
     out = table[["claim", "check", "verdict"]].copy()
     out["check"] += ["\n(added after the first runs)" if added else "" for added in table["added"]]
+    out["check"] += ["\n(note below)" if caveat else "" for caveat in table["caveat"]]
     out.loc[table["num_seeds"] == 0, "verdict"] = "no run yet"  # undecided for want of runs, not by what they say
     rows = [row for _, row in table.iterrows()]
     out["reproduced if"] = [f"{row['measured']}\n{span(row['reproduced_if'])}".strip() for row in rows]
     said = ["\n".join(filter(None, [*claims.said(row), claims.published(row)])) for row in rows]
     said = [text.replace("transcription unverified", "unverified") for text in said]  # the page says of what
     out["value"] = [text.replace(", ", ",\N{NO-BREAK SPACE}") for text in said]  # an interval stays on one line
-    if table["caveat"].any():
-        out["to be read with it"] = table["caveat"]
     out = out.set_index(["claim", "check"])
     out.attrs["words"] = True  # for `with_caption`: cells to be read, not compared
     return out

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Runs = Mapping[int, pd.DataFrame]
 
-__all__ = ["Words", "compared", "over_training", "rounded"]
+__all__ = ["Words", "compared", "notes", "over_training", "rounded"]
 
 _TOP = "log p̂(x)"
 _CAUSES = ("amortization", "encoder"), ("approximation", "family")
@@ -78,6 +78,16 @@ def compared(groups: Mapping[str, Found], against: Mapping[str, str] | None = No
                 if label in models and other in models
             ]
     return Words("\n".join(points) or NOTHING)
+
+
+def notes(ledger: pd.DataFrame) -> Words:
+    """What verdicts of a claims ledger do not tell by themselves, a point for each such caveat."""
+    told = ledger[ledger["caveat"] != ""]
+    points = []
+    for caveat, checks in told.groupby("caveat", sort=False):
+        names = "; ".join(f"{claim}, {check}" for claim, check in checks[["claim", "check"]].to_numpy())
+        points.append(f"- **{names}.** {caveat}")
+    return Words("\n".join(points))
 
 
 def over_training(found: Mapping[str, list[Record]]) -> Words:
