@@ -199,10 +199,7 @@ def report(results: str | Path | None = None, profile: str | None = None, claims
             lines += [f"{'':28s}{line}" for line in wrap(row["caveat"], 92)]
     for added, checks in table.groupby("added"):
         counts = ", ".join(f"{n} {verdict}" for verdict, n in checks["verdict"].value_counts().items())
-        lines += [
-            *[""] * (not added),
-            f"{'added after the first runs' if added else 'fixed before the runs'}: {counts}",
-        ]
+        lines += ["", f"{'added after the first runs' if added else 'fixed before the runs'}: {counts}"]
     return "\n".join(lines[1:])
 
 
@@ -248,9 +245,8 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
         return Verdict(check, "undecided at this scale")
     generator = np.random.default_rng(0)
     points, clouds, used = [], [], []
-    shared: dict[
-        tuple[str, str, int], NDArray[np.float64]
-    ] = {}  # the same images weigh the same in all models and runs
+    # the same images have the same weights in all models and training runs
+    shared: dict[tuple[str, str, int], NDArray[np.float64]] = {}
     for seed in seeds:
         tables = {letter: found[letter][seed][0] for letter in found}
         used += [found[letter][seed][1] for letter in found]
