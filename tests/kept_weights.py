@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from vaegap.lab import checkpoints, verify
-from vaegap.lab.protocols import decompositions
+from vaegap.lab.protocols.models import spec_of
 from vaegap.lab.records import Record
 
 
 def changed_and_lost_weights_are_noticed(record: Record, factor: float) -> None:
     """A record of the laptop profile differs once its weights are multiplied, and asks for them once they are gone."""
-    weights = record.folder.parent / "models" / f"{decompositions.spec_of(record.params, 'laptop').id}.safetensors"
+    weights = record.folder.parent / "models" / f"{spec_of(record.params, 'laptop').id}.safetensors"
     tensors, meta = checkpoints.load(weights)
     checkpoints.save(weights, {k: factor * v for k, v in tensors.items()}, meta)
     assert verify.verify_record(record).state == "differs"

@@ -223,9 +223,9 @@ def ais() -> Experiment:
     import torch
 
     import vaegap
-    from vaegap.lab.protocols import decompositions
+    from vaegap.lab.protocols import measuring
 
-    decompositions._BLOCK = {"mlp": 3}
+    measuring._BLOCK = {"mlp": 3}
     vae = vaegap.VAE(20, 3, encoder_hidden=(16,), decoder_hidden=(16,), seed=0)
 
     def compute(ctx: Context) -> list[dict[str, Any]]:
@@ -235,7 +235,7 @@ def ais() -> Experiment:
             bound = vaegap.ais(vae, x[part], num_chains=4, num_temperatures=10, seed=seed)
             return {"log_p": bound.per_image, "mcse": bound.mcse_per_image}
 
-        columns = decompositions.in_blocks(ctx, "ais", len(x), block)
+        columns = measuring.in_blocks(ctx, "ais", len(x), block)
         pairs = zip(columns["log_p"].tolist(), columns["mcse"].tolist(), strict=True)
         return [
             {"metric": "log_p", "image": i, "value": v, "mcse": e, "unit": "nats"} for i, (v, e) in enumerate(pairs)

@@ -14,7 +14,7 @@ from vaegap.errors import InputError
 from vaegap.lab import claims, experiments, tables, wording
 from vaegap.lab.claims import VERDICTS, Check, evaluate, judge, ledger, read_claims
 from vaegap.lab.measured import table_of
-from vaegap.lab.protocols.decompositions import _rows
+from vaegap.lab.protocols.measuring import gap_rows
 from vaegap.lab.records import Record
 
 SHARE = "A.amortization / A.inference"
@@ -48,8 +48,8 @@ def record(
 
     def compute(ctx: experiments.Context) -> list[dict[str, Any]]:
         return [
-            *_rows(images(40), split="train", model=own),
-            *(_rows(images(heldout), split="test", model=own) if heldout else []),
+            *gap_rows(images(40), split="train", model=own),
+            *(gap_rows(images(heldout), split="test", model=own) if heldout else []),
             {"split": "train", "metric": "active_units", "value": units, "unit": "units"},
             {"split": "simulated", "metric": "bdmc_width", "value": 0.01, "mcse": 0.01, "unit": "nats"},
         ]

@@ -10,7 +10,7 @@ from kept_weights import changed_and_lost_weights_are_noticed
 
 from vaegap.lab import experiments, verify, zoo
 from vaegap.lab.experiments import Context
-from vaegap.lab.protocols import decompositions
+from vaegap.lab.protocols import over_training
 
 SMALL = {"num_images": 2, "fractions": [0.67, 1.0], "encoder": [20], "decoder": [20]}
 
@@ -21,20 +21,20 @@ pytestmark = pytest.mark.usefixtures("short_training")
 def run(folder: Path) -> list[tuple[Any, ...]]:
     params = dict(experiments.resolve(experiments.get("generalization"), {}, "quick")) | SMALL
     folder.mkdir(parents=True, exist_ok=True)
-    rows = decompositions.compute_generalization(Context("x", "laptop", params, folder, folder))
+    rows = over_training.compute_generalization(Context("x", "laptop", params, folder, folder))
     return [(r.get("split"), r.get("model"), r["metric"], r.get("image"), r["value"]) for r in rows]
 
 
 def test_a_lost_block_is_measured_on_its_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
 
-    def cut(ctx: Context, vae: Any, x: Any, name: str, *rest: Any, real: Any = decompositions.decompose) -> Any:
+    def cut(ctx: Context, vae: Any, x: Any, name: str, *rest: Any, real: Any = over_training.decompose) -> Any:
         if name.endswith("epoch3"):
             raise KeyboardInterrupt
         return real(ctx, vae, x, name, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decompositions, "decompose", cut)
+        patch.setattr(over_training, "decompose", cut)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut")
     (tmp_path / "cut" / "train-epoch2-0.safetensors").unlink()

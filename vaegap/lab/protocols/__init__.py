@@ -10,14 +10,15 @@ from vaegap.lab.protocols.catalog import gap_decomposition, generalization, post
 __all__ = ["gap_decomposition", "gap_tables", "generalization", "load_2d", "model_folder", "model_of", "posterior_2d"]
 
 _HOME = {
-    "gap_tables": "decompositions",
-    "model_folder": "decompositions",
-    "model_of": "decompositions",
+    "gap_tables": "measuring",
+    "model_folder": "models",
+    "model_of": "models",
     "load_2d": "two_latents",
 }
 
 if TYPE_CHECKING:
-    from vaegap.lab.protocols.decompositions import gap_tables, model_folder, model_of
+    from vaegap.lab.protocols.measuring import gap_tables
+    from vaegap.lab.protocols.models import model_folder, model_of
     from vaegap.lab.protocols.two_latents import load_2d
 
 

@@ -81,7 +81,7 @@ encoder_form = register(
 generalization = register(
     Experiment(
         "generalization",
-        _later("decompositions", "compute_generalization"),
+        _later("over_training", "compute_generalization"),
         {
             **_MODEL,
             "latent_dim": 20,
@@ -102,7 +102,7 @@ generalization = register(
                 "families": ["gaussian", "full_gaussian"],
             },
         },
-        verify=_later("decompositions", "verify_generalization"),
+        verify=_later("over_training", "verify_generalization"),
     )
 )
 posterior_2d = register(
@@ -127,10 +127,10 @@ certificates = register(
     Experiment(
         "certificates",
         _later("certificates", "compute_certificates"),
-        {**_MODEL, "num_simulated": 50, "num_images": 50, "prior_temperatures": [100]},
+        {**_MODEL, "num_simulated": 50, "num_images": 50, "prior_temperatures": [25, 100]},
         {
-            "laptop": {"num_simulated": 100, "num_images": 200, "prior_temperatures": [100, 1000]},
-            "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [500, 2000, 10000]},
+            "laptop": {"num_simulated": 100, "num_images": 200, "prior_temperatures": [25, 100, 1000]},
+            "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [25, 500, 2000, 10000]},
         },
         verify=_later("certificates", "verify_certificates"),
     )

@@ -1,4 +1,4 @@
-"""How far the numbers can be trusted: BDMC widths, IWAE against AIS, the paper's AIS settings against ours."""
+"""How far the numbers can be trusted: oracles, BDMC widths, IWAE against AIS, the paper's AIS settings against ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from vaegap.energy import quickest_forces
 from vaegap.lab import checkpoints
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
-from vaegap.lab.protocols.decompositions import Rows, in_blocks, kept_model, model_of
+from vaegap.lab.protocols.measuring import Rows, in_blocks
+from vaegap.lab.protocols.models import kept_model, model_of
+from vaegap.lab.protocols.oracles import Weighings, oracle_errors, oracles
 from vaegap.lab.records import Record
 from vaegap.local import optimize_local
 from vaegap.models import VAE
@@ -54,13 +56,14 @@ def compute_certificates(ctx: Context) -> Rows:
         rows.append({**labels, "metric": "log_p", "value": mean, "mcse": mcse, "unit": "nats", "bound": "lower"})
         if heavy == heavy:  # AIS has no tail to fit
             rows.append({**labels, "metric": "khat_above_0.7", "value": heavy, "unit": "fraction"})
-    return rows
+    return rows + _oracle_rows(ctx)
 
 
 def verify_certificates(ctx: Context, record: Record) -> Rows:
     """Widths of the ways of fewer than a thousand temperatures, and log p̂ of real images, with other random numbers.
 
-    A way of a thousand temperatures is the same code for longer, and takes four fifths of all the time.
+    A way of a thousand temperatures is the same code for longer, and takes four fifths of all the time. The oracles
+    are no matter of weights, and on which hill of a posterior q* ends is not in their error.
     """
     p = record.params
     vae = kept_model(ctx, p)
@@ -75,6 +78,17 @@ def verify_certificates(ctx: Context, record: Record) -> Rows:
         mean, mcse, _ = _weigh(bound)
         labels = {"split": "train", "model": name, "metric": "log_p", "unit": "nats", "bound": "lower"}
         rows.append({**labels, "value": mean, "mcse": mcse})
+    return rows
+
+
+def _oracle_rows(ctx: Context) -> Rows:
+    """What the estimators of real images miss where log p(x) is known."""
+    rows: Rows = []
+    for oracle, known in oracles(ctx, min(100, ctx.params["num_images"])).items():
+        for way, compute in oracle_errors(known, _weighings, ctx.params["prior_temperatures"]):
+            mean, mcse = _saved(ctx, f"{oracle}-{way}", compute)
+            labels = {"split": f"oracle, {oracle}", "model": way, "metric": "log_p_error", "unit": "nats"}
+            rows.append({**labels, "value": mean, "mcse": mcse})
     return rows
 
 
@@ -95,8 +109,8 @@ def _ways(vae: VAE, p: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return ways
 
 
-def _weighings(vae: VAE, x: torch.Tensor, seed: int = 0) -> dict[str, tuple[int | None, Callable[[], Bound]]]:
-    """log p̂ of real images by name: the number of samples, and what computes it."""
+def _weighings(vae: VAE, x: torch.Tensor, seed: int = 0) -> Weighings:
+    """log p̂ of given images by name: the number of samples, and what computes it."""
 
     @cache
     def best() -> Posterior:

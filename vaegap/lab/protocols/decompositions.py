@@ -1,187 +1,20 @@
-"""The experiments of the paper as `Experiment`s: what each computes, with which settings under which profile.
-
-Work is cut into blocks of images, each seeded by its own position and saved when done, so that a killed run goes on
-where it was and ends with the same numbers.
-"""
+"""Section 5.2 and its kin: one model's gaps on training and held-out images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
-
-from vaegap import decomposition, paired
-from vaegap.annealing import bdmc
-from vaegap.energy import quickest_forces
-from vaegap.errors import InputError
-from vaegap.evaluation import evaluating
-from vaegap.lab import checkpoints, provenance
+from vaegap.lab import checkpoints
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
+from vaegap.lab.protocols.measuring import Rows, active_units, decompose, gap_rows, measured_again, width_rows
+from vaegap.lab.protocols.models import kept_model, model_of, spec_of, widths
 from vaegap.lab.records import Record
-from vaegap.lab.zoo import ModelSpec, origin_of, trained
-from vaegap.local import optimize_local
-from vaegap.models import VAE
+from vaegap.lab.zoo import origin_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["Rows", "gap_tables", "model_folder", "model_of", "spec_of"]
-
-Rows = list[dict[str, Any]]
-_BLOCK = {"mlp": 50, "conv": 5}  # images at a time: about a minute on one core, so that a killed run loses little
-_SPEC = ("dataset", "family", "latent_dim", "encoder", "decoder", "activation", "architecture", "anneal", "seed")
-
-
-def model_folder(results: Path, profile: str) -> Path:
-    """Where trained models lie; those of the quick profile belong to the code that made them."""
-    if profile == "quick":
-        digest = provenance.science_digest(provenance.training_modules())
-        return results / "_work" / "models" / digest[:12]
-    return results / "models"
-
-
-def spec_of(params: Mapping[str, Any], profile: str) -> ModelSpec:
-    """The model that an experiment's parameters ask for, without its frozen decoder."""
-    said: dict[str, Any] = {
-        k: tuple(params[k]) if isinstance(params[k], list) else params[k] for k in _SPEC if k in params
-    }
-    return ModelSpec(**said, profile=profile)
-
-
-def model_of(params: Mapping[str, Any], profile: str, results: Path) -> tuple[VAE, dict[str, Any]]:
-    """Load or train the model of an experiment, its frozen decoder's donor first."""
-    folder, spec = model_folder(results, profile), spec_of(params, profile)
-    if params.get("frozen"):
-        donor = replace(spec, family="gaussian", encoder=(200, 200))
-        trained(donor, folder)
-        spec = replace(spec, frozen=donor.id)
-    return trained(spec, folder)
-
-
-def in_blocks(
-    ctx: Context, name: str, num: int, compute: Callable[[slice, int], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Run `compute(images, seed)` on blocks of images, each saved when done, and join the results (N, ...)."""
-    pieces = []
-    size = _BLOCK[ctx.params.get("architecture", "mlp")]
-    for start in range(0, num, size):
-        path = ctx.checkpoint(f"{name}-{start}")
-        if not path.exists():
-            checkpoints.save(path, compute(slice(start, min(start + size, num)), 1000 * start + 17), {})
-        pieces.append(checkpoints.load(path)[0])
-    return {key: torch.cat([p[key] for p in pieces]) for key in pieces[0]}
-
-
-def decompose(
-    ctx: Context, vae: VAE, x: Tensor, name: str, families: tuple[str, ...], checked: int = 0
-) -> dict[str, Tensor]:
-    """Per-image bounds of the decomposition in blocks: columns <bound> and <bound>_mcse, each (N,).
-
-    Missed modes are looked for in blocks that start before image `checked`; elsewhere "missed" is NaN.
-    """
-
-    def block(part: slice, seed: int) -> dict[str, Tensor]:
-        print(f"{ctx.run_id}: {name}, images {part.start} to {part.stop - 1}", flush=True)
-        look = part.start < checked
-        out = decomposition.gaps(
-            vae, x[part], families, certify=0, check_modes=look, force_dtype=quickest_forces(), seed=seed
-        )
-        columns: dict[str, Tensor] = {}
-        for key in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
-            columns[key] = torch.tensor(out.table[key].to_numpy(copy=True))
-            columns[f"{key}_mcse"] = torch.tensor(out.errors[key].to_numpy(copy=True))
-        for key, bound in (("log_p", out.evidence.bound), ("ais", out.evidence.ais), ("iwae", out.evidence.iwae)):
-            columns[key], columns[f"{key}_mcse"] = bound.per_image, bound.mcse_per_image
-        assert out.evidence.iwae.khat is not None
-        columns["khat"] = out.evidence.iwae.khat
-        columns["wide"] = torch.full((len(x[part]),), float(out.evidence.source in ("prior", "mixture")))
-        missed = torch.full((len(x[part]),), 0.0 if look else torch.nan, dtype=torch.float64)
-        for i, excess in out.evidence.missed.items():
-            missed[i] = excess
-        columns["missed"] = missed
-        columns["unfinished"] = torch.zeros(len(x[part]), dtype=torch.float64)
-        for bound in out.bounds.values():
-            columns["unfinished"][list(bound.flagged or {})] = 1.0
-        return columns
-
-    columns = in_blocks(ctx, name, len(x), block)
-    # the larger mean of all images, not of each block: that would favour whichever was lucky there. A wide base is
-    # better only where q* misses mass, by far more than its luck
-    wide, best = columns["wide"] > 0, "ais" if columns["ais"].mean() >= columns["iwae"].mean() else "iwae"
-    for end in ("", "_mcse"):
-        columns[f"log_p{end}"] = torch.where(wide, columns[f"log_p{end}"], columns[f"{best}{end}"])
-    return columns
-
-
-def _rows(columns: dict[str, Tensor], **labels: Any) -> Iterator[dict[str, Any]]:
-    """Tidy rows: every bound of every image, and means of all bounds and gaps."""
-    table, errors = _frames(columns)
-    bounds = [c for c in table.columns if c in ("log_p", "L_q") or c.startswith("L_star_")]
-    for metric in bounds:
-        family = metric.removeprefix("L_star_") if metric.startswith("L_star_") else ""
-        for i in range(len(table)):
-            yield {
-                **labels, "metric": metric, "image": str(i), "value": float(table[metric].iat[i]), "unit": "nats",
-                "mcse": float(errors[metric].iat[i]), "bound": "lower", "family": family or None,
-            }  # fmt: skip
-    for metric, row in paired.summarize(table, errors).iterrows():
-        kind = "lower" if metric in bounds else ""
-        yield {**labels, "metric": metric, "value": row["mean"], "mcse": row["mcse"], "unit": "nats", "bound": kind}
-    for key in ("ais", "iwae"):
-        error = float(columns[f"{key}_mcse"].square().sum().sqrt()) / len(columns[key])
-        yield {
-            **labels,
-            "metric": f"log_p_{key}",
-            "value": float(columns[key].mean()),
-            "mcse": error,
-            "unit": "nats",
-            "bound": "lower",
-        }
-    yield {
-        **labels,
-        "metric": "khat_above_0.7",
-        "value": float((columns["khat"] > 0.7).double().mean()),
-        "unit": "fraction",
-    }
-    looked = ~columns["missed"].isnan()
-    yield {**labels, "metric": "checked_for_modes", "value": float(looked.sum()), "unit": "images"}
-    if looked.any():
-        yield {**labels, "metric": "missed_modes", "value": float((columns["missed"] > 0).sum()), "unit": "images"}
-    yield {**labels, "metric": "unfinished_ascents", "value": float(columns["unfinished"].sum()), "unit": "images"}
-    yield {**labels, "metric": "log_p_from_wide_base", "value": float(columns["wide"].sum()), "unit": "images"}
-
-
-def _frames(columns: Mapping[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    import pandas as pd
-
-    names = ["log_p", "L_q", *[k for k in columns if k.startswith("L_star_") and not k.endswith("_mcse")]]
-    table = pd.DataFrame({k: columns[k].numpy() for k in names})
-    errors = pd.DataFrame({k: columns[f"{k}_mcse"].numpy() for k in names})
-    return paired.complete_gaps(table, errors)
-
-
-def gap_tables(record: Record, **labels: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Per-image values and errors of a record's bounds and gaps (nats), for rows with these labels (split, ...)."""
-    rows = record.select(bound="lower", **labels)
-    rows = rows[rows["image"] != "mean"].assign(image=lambda r: r["image"].astype(int))
-    order = list(dict.fromkeys(rows["metric"]))
-    table = rows.pivot(index="image", columns="metric", values="value")[order].sort_index()
-    errors = rows.pivot(index="image", columns="metric", values="mcse")[order].sort_index()
-    return paired.complete_gaps(table, errors)
-
-
-def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> int:
-    """Latents whose posterior mean varies over the data: Var_x E_q[z_i] > 0.01 (Burda et al. 2016, section 5.2)."""
-    with evaluating(vae):
-        return int((vae.encode(vae.check(x)).mean.var(0) > threshold).sum())
+__all__ = ["compute_gaps", "verify_gaps"]
 
 
 def compute_gaps(ctx: Context) -> Rows:
+    """The decomposition of training and held-out images, active units, and the width of the sandwich."""
     p = ctx.params
     vae, meta = model_of(p, ctx.profile, ctx.results)
     checkpoints.save_model(ctx.artifact("model.safetensors"), vae) if p["keep_weights"] else None
@@ -189,47 +22,13 @@ def compute_gaps(ctx: Context) -> Rows:
     for split, num in (("train", p["num_train"]), ("test", p["num_heldout"])):
         x = load_images(p["dataset"], split, num_images=num).x
         columns = decompose(ctx, vae, x, split, tuple(p["families"]), p["checked"])
-        rows += _rows(columns, split=split, model=p["family"], **_widths(p))
+        rows += gap_rows(columns, split=split, model=p["family"], **widths(p))
         rows.append({"split": split, "metric": "active_units", "value": active_units(vae, x), "unit": "units"})
-    rows += _width(ctx, vae, p["certify"])
+    rows += width_rows(ctx, vae, p["certify"])
     rows.append({"metric": "train_elbo", "value": meta["history"][-1]["elbo"], "unit": "nats", "split": "train"})
     rows.append({"metric": "train_seconds", "value": meta["seconds"], "unit": "s"})
     ctx.notes |= {"model": spec_of(p, ctx.profile).id, "model_trained": origin_of(meta)}
     return rows
-
-
-def _width(ctx: Context, vae: VAE, num: int) -> Rows:
-    """BDMC with the settings of the published log p̂."""
-
-    def fit(images: Tensor) -> Any:
-        return optimize_local(vae, images, "full_gaussian", num_eval=2, force_dtype=quickest_forces(), seed=5).posterior
-
-    def block(part: slice, seed: int) -> dict[str, Tensor]:
-        sandwich = bdmc(
-            vae, part.stop - part.start, num_temperatures=20, base=fit, force_dtype=quickest_forces(), seed=seed
-        )
-        return {"width": (sandwich.upper.per_image - sandwich.lower.per_image).double()}
-
-    width = in_blocks(ctx, "bdmc", num, block)["width"]
-    error = width.std().item() / len(width) ** 0.5
-    labels = {"unit": "nats", "split": "simulated", "num_samples": num}
-    return [{"metric": "bdmc_width", "value": width.mean().item(), "mcse": error, **labels}]
-
-
-def _word(hidden: list[int]) -> str:
-    return "-".join(map(str, hidden)) or "linear"
-
-
-def kept_model(ctx: Context, p: Mapping[str, Any]) -> VAE:
-    """The model of a record, from the weights that its training left.
-
-    Raises:
-        InputError: they are not here.
-    """
-    weights = model_folder(ctx.results, ctx.profile) / f"{spec_of(p, ctx.profile).id}.safetensors"
-    if not weights.exists() and not p.get("frozen"):
-        raise InputError(f"{weights} is not here, and to train it anew takes minutes: vaegap run --refresh does")
-    return model_of(p, ctx.profile, ctx.results)[0]
 
 
 def verify_gaps(ctx: Context, record: Record) -> Rows:
@@ -239,55 +38,5 @@ def verify_gaps(ctx: Context, record: Record) -> Rows:
         vae = checkpoints.load_model(record.artifact("model.safetensors"))
     else:
         vae = kept_model(ctx, p)
-    labels = {"split": "train", "model": p["family"], **_widths(p)}
-    return _again(vae, p, min(20, p["num_train"]), **labels)
-
-
-def verify_generalization(ctx: Context, record: Record) -> Rows:
-    """The same for the last epoch of a training, on both sets of images."""
-    p, spec = record.params, spec_of(record.params, ctx.profile)
-    vae = kept_model(ctx, p)
-    labels = {"model": f"{p['family']} epoch {spec.schedule.epochs}", **_widths(p)}
-    return [
-        row
-        for split in ("train", p["heldout"])
-        for row in _again(vae, p, min(20, p["num_images"]), split=split, **labels)
-    ]
-
-
-def _widths(params: Mapping[str, Any]) -> dict[str, str]:
-    return {"encoder": _word(params["encoder"]), "decoder": _word(params["decoder"])}
-
-
-def _again(vae: VAE, p: Mapping[str, Any], num: int, split: str, **labels: str) -> Rows:
-    """The bounds of some images with other random numbers than a record's."""
-    x = load_images(p["dataset"], split, num_images=num).x
-    out = decomposition.gaps(vae, x, tuple(p["families"]), certify=0, force_dtype=quickest_forces(), seed=12345)
-    rows: Rows = []
-    for metric in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
-        family = metric.removeprefix("L_star_") if metric.startswith("L_star_") else None
-        same = {**labels, "metric": metric, "family": family, "split": split, "unit": "nats", "bound": "lower"}
-        values, errors = out.table[metric], out.errors[metric]
-        rows += [{**same, "image": str(i), "value": values.iat[i], "mcse": errors.iat[i]} for i in range(num)]
-    return rows
-
-
-def compute_generalization(ctx: Context) -> Rows:
-    """Gaps on training and validation images as training goes on (section 5.5)."""
-    p = ctx.params
-    spec = spec_of(p, ctx.profile)
-    milestones = tuple(sorted({max(1, round(f * spec.schedule.epochs)) for f in p["fractions"]}))
-    images = {
-        split: load_images(p["dataset"], split, num_images=p["num_images"]).x for split in ("train", p["heldout"])
-    }
-    rows: Rows = []
-
-    def measure(epoch: int, vae: VAE) -> None:
-        for split, x in images.items():
-            columns = decompose(ctx, vae, x, f"{split}-epoch{epoch}", tuple(p["families"]))
-            rows.extend(_rows(columns, split=split, model=f"{p['family']} epoch {epoch}", **_widths(p)))
-
-    _, meta = trained(spec, model_folder(ctx.results, ctx.profile), milestones, measure)
-    ctx.notes["model_trained"] = origin_of(meta)
-    rows.append({"metric": "epochs", "value": spec.schedule.epochs, "unit": "epochs"})
-    return rows
+    labels = {"split": "train", "model": p["family"], **widths(p)}
+    return measured_again(vae, p, min(20, p["num_train"]), **labels)

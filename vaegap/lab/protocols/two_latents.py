@@ -12,7 +12,8 @@ from vaegap.exact import Quadrature, quadrature
 from vaegap.lab import checkpoints
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
-from vaegap.lab.protocols.decompositions import Rows, in_blocks, model_of, spec_of
+from vaegap.lab.protocols.measuring import Rows, in_blocks
+from vaegap.lab.protocols.models import model_of, spec_of
 from vaegap.lab.records import Record
 from vaegap.lab.zoo import origin_of
 from vaegap.local import optimize_local
