@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kept_weights import changed_and_lost_weights_are_noticed
 
-from vaegap.lab import experiments, verify, zoo
+from vaegap.lab import experiments, tables, verify, zoo
 from vaegap.lab.experiments import Context
+from vaegap.lab.measured import table_of
 from vaegap.lab.protocols import over_training
+from vaegap.rounding import plus_minus
 
 SMALL = {"num_images": 2, "fractions": [0.67, 1.0], "encoder": [20], "decoder": [20]}
 
@@ -49,6 +52,26 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(zoo, "train", never)
     assert str(run(tmp_path)) == str(whole)
+
+
+def test_each_milestone_has_its_width(tmp_path: Path) -> None:
+    """In the table beside the log p-hat that it certifies, and for the ledger that of the milestone asked for."""
+    record = experiments.run("generalization", SMALL, "laptop", tmp_path)
+    widths = record.select(metric="bdmc_width").set_index("model")
+    assert list(widths.index) == ["gaussian epoch 2", "gaussian epoch 3"]
+    assert (widths["num_samples"] == 2).all() and widths["value"].nunique() == 2
+    table = tables.milestones(record)
+    assert list(table.index) == [(split, epoch) for split in ("test", "train") for epoch in (2, 3)]
+    for epoch in (2, 3):
+        said = plus_minus(*widths.loc[f"gaussian epoch {epoch}", ["value", "mcse"]])
+        assert all(cell.startswith(said) for cell in table.xs(epoch, level="epoch")["BDMC width"])
+        value = table_of(record, {"split": "train", "model": f"gaussian epoch {epoch}"})["bdmc_width"]
+        assert (value == widths.loc[f"gaussian epoch {epoch}", "value"]).all()
+    last = table_of(record, {"split": "test", "last_epoch": True})["bdmc_width"]
+    assert (last == widths.loc["gaussian epoch 3", "value"]).all()
+    rows = record.rows[record.rows["metric"] != "bdmc_width"]
+    older = dataclasses.replace(record, rows=rows)
+    assert "BDMC width" not in tables.milestones(older), "what was not measured is not shown"
 
 
 def test_its_record_is_verified_by_the_last_epoch(tmp_path: Path) -> None:

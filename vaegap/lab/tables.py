@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vaegap.lab.captions import Caption, caption, live, with_caption
-from vaegap.lab.files import find_root
+from vaegap.lab.captions import caption, live, with_caption
 from vaegap.lab.gathering import DATASETS, Found, collect
 from vaegap.lab.records import Record
 from vaegap.lab.seeds import over_seeds
@@ -24,9 +22,7 @@ __all__ = [
     "Found",
     "bands",
     "caption",
-    "certificates",
     "collect",
-    "estimates",
     "gap_figure",
     "gap_table",
     "headline",
@@ -35,10 +31,9 @@ __all__ = [
     "live",
     "means",
     "milestones",
-    "published",
     "show",
-    "source",
     "verdicts",
+    "width_cell",
     "with_caption",
 ]
 
@@ -81,11 +76,11 @@ def _headline(record: Record, split: str, **labels: Any) -> pd.DataFrame:
     for gap in ("approximation", "amortization"):
         if f"{gap}_{own}" in summary.index:
             summary.loc[gap] = summary.loc[f"{gap}_{own}"]
-    width = record.select(metric="bdmc_width")
+    width = record.select(metric="bdmc_width", **labels)
     if len(width):
         value, error = width[["value", "mcse"]].iloc[0]
         summary.loc["bdmc_width", ["mean", "mcse"]] = value, error
-    unfinished = record.select(metric="unfinished_ascents", split=split)["value"].sum()
+    unfinished = record.select(metric="unfinished_ascents", split=split, **labels)["value"].sum()
     if unfinished:  # no row where there is nothing to say
         summary.loc["unfinished", ["mean", "mcse"]] = unfinished, 0.0
     return summary
@@ -224,29 +219,6 @@ def gap_figure(groups: Mapping[str, Found], splits: Mapping[str, str]) -> Figure
     return fig
 
 
-def published(name: str, root: Path | None = None) -> pd.DataFrame:
-    """A table of published values, columns as printed there; `source` says what they are worth."""
-    import pandas as pd
-
-    content = _published(name, root)
-    rows = pd.DataFrame(content["columns"]).T
-    rows.columns = pd.Index([ROWS.get(c, c) for c in content["rows"]])
-    return rows.T.rename_axis(columns="nats")
-
-
-def source(name: str, root: Path | None = None) -> Caption:
-    """What stands under `published`: who printed the numbers, and whether somebody compared them with the print."""
-    content = _published(name, root)
-    return Caption(f"{content['source']} · {content['status']} · from published.yaml, no run of ours")
-
-
-def _published(name: str, root: Path | None) -> dict[str, Any]:
-    import yaml
-
-    path = (root or find_root()) / "published.yaml"
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))[name])
-
-
 def bands(record: Record, split: str) -> tuple[list[int], list[float], list[float], list[float]]:
     """Epochs, log p̂, L[q*] of the own family, and L[q] of a "generalization" record, for `figures.gap_bands`."""
     epochs, points = [], []
@@ -260,48 +232,32 @@ def bands(record: Record, split: str) -> tuple[list[int], list[float], list[floa
 
 
 def milestones(record: Record) -> pd.DataFrame:
-    """Gaps of a "generalization" record by epoch and split: "mean ± half width of the interval over images", nats."""
+    """Bounds and gaps of a "generalization" record by split and epoch, nats.
+
+    Bounds carry their Monte Carlo error, gaps the half width of their interval over images. The last column is the
+    BDMC width on images that the model made at that epoch, the same for both splits; a width above `WIDEST` says so.
+    """
     import pandas as pd
 
     rows = []
     for split, label in record.select(metric="L_q", image="mean")[["split", "model"]].drop_duplicates().to_numpy():
         summary = headline(record, split, model=label)
         cells: dict[str, Any] = {"split": split, "epoch": int(str(label).rsplit(" ", 1)[1])}
+        for row in ("log_p", f"L_star_{record.params['family']}", "L_q"):
+            cells[ROWS[row]] = plus_minus(*summary.loc[row, ["mean", "mcse"]])
         for gap in ("approximation", "amortization", "inference"):
             mean, low, high = summary.loc[gap, ["mean", "ci_low", "ci_high"]]
             cells[gap] = plus_minus(mean, (high - low) / 2)
+        if "bdmc_width" in summary.index:
+            cells[ROWS["bdmc_width"]] = width_cell(*summary.loc["bdmc_width", ["mean", "mcse"]])
         rows.append(cells)
-    return pd.DataFrame(rows).sort_values(["split", "epoch"]).set_index(["split", "epoch"])
+    table = pd.DataFrame(rows).sort_values(["split", "epoch"]).set_index(["split", "epoch"])
+    return table.fillna("not measured")
 
 
-def certificates(record: Record) -> pd.DataFrame:
-    """The BDMC sandwich (nats) and the seconds it took, for each way to estimate log p(x), the narrowest first.
-
-    A width above `WIDEST` says so.
-    """
-    import pandas as pd
-
-    rows = record.select(split="simulated")
-    wide = rows.pivot(index="model", columns="metric", values="value").sort_values("bdmc_width")
-    errors = rows.pivot(index="model", columns="metric", values="mcse").loc[wide.index]
-    shown = pd.DataFrame(index=wide.index)
-    for metric, title in (("bdmc_width", "width"), ("lower", "lower bound"), ("upper", "upper bound")):
-        pairs = zip(wide[metric], errors[metric], strict=True)
-        shown[f"{title} (nats)"] = [plus_minus(value, error) for value, error in pairs]
-    wider = {True: f" (above {WIDEST})", False: ""}
-    shown["width (nats)"] += [wider[bool(width > WIDEST)] for width in wide["bdmc_width"]]
-    shown["seconds"] = [f"{seconds:.0f}" for seconds in wide["seconds"]]
-    return shown.rename_axis(index=None, columns=None)
-
-
-def estimates(record: Record) -> pd.DataFrame:
-    """log p̂ on real images by each estimator, of a "certificates" record: nats ± error, share of k̂ > 0.7."""
-    values = record.select(split="train", metric="log_p").set_index("model").sort_values("value")
-    heavy = record.select(metric="khat_above_0.7").set_index("model")["value"].rename("share with k̂ > 0.7")
-    shown = values[["num_samples"]].rename(columns={"num_samples": "samples"}).astype(object)
-    shown.insert(0, "log p̂ (nats)", [plus_minus(v, e) for v, e in values[["value", "mcse"]].to_numpy()])
-    shown = shown.join(heavy.round(3).astype(object))
-    return shown.where(shown.notna(), "–").rename_axis(index=None)  # annealing has neither samples nor k̂
+def width_cell(width: float, error: float) -> str:
+    """A BDMC width to be read; one above `WIDEST` says so."""
+    return plus_minus(width, error) + (f" (above {WIDEST})" if width > WIDEST else "")
 
 
 def verdicts(*ids: str, profile: str) -> pd.DataFrame:

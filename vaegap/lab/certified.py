@@ -1,0 +1,58 @@
+"""Tables of a "certificates" record: what each way to estimate log p(x) is worth, and what it costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vaegap.lab.records import Record
+from vaegap.lab.tables import width_cell
+from vaegap.rounding import plus_minus
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["estimates", "oracles", "sandwiches"]
+
+
+def sandwiches(record: Record) -> pd.DataFrame:
+    """The BDMC sandwich (nats) and the seconds it took, for each way to estimate log p(x), the narrowest first.
+
+    A width above `tables.WIDEST` says so.
+    """
+    import pandas as pd
+
+    rows = record.select(split="simulated")
+    wide = rows.pivot(index="model", columns="metric", values="value").sort_values("bdmc_width")
+    errors = rows.pivot(index="model", columns="metric", values="mcse").loc[wide.index]
+    shown = pd.DataFrame(index=wide.index)
+    for metric, title in (("bdmc_width", "width"), ("lower", "lower bound"), ("upper", "upper bound")):
+        pairs = zip(wide[metric], errors[metric], strict=True)
+        cell = width_cell if metric == "bdmc_width" else plus_minus
+        shown[f"{title} (nats)"] = [cell(value, error) for value, error in pairs]
+    shown["seconds"] = [f"{seconds:.0f}" for seconds in wide["seconds"]]
+    return shown.rename_axis(index=None, columns=None)
+
+
+def estimates(record: Record) -> pd.DataFrame:
+    """log p̂ on real images by each estimator, of a "certificates" record: nats ± error, share of k̂ > 0.7."""
+    values = record.select(split="train", metric="log_p").set_index("model").sort_values("value")
+    heavy = record.select(metric="khat_above_0.7").set_index("model")["value"].rename("share with k̂ > 0.7")
+    shown = values[["num_samples"]].rename(columns={"num_samples": "samples"}).astype(object)
+    shown.insert(0, "log p̂ (nats)", [plus_minus(v, e) for v, e in values[["value", "mcse"]].to_numpy()])
+    shown = shown.join(heavy.round(3).astype(object))
+    return shown.where(shown.notna(), "–").rename_axis(index=None)  # annealing has neither samples nor k̂
+
+
+def oracles(record: Record) -> pd.DataFrame:
+    """What each estimator misses where log p(x) is known: mean of log p̂ − log p and its Monte Carlo error, nats.
+
+    A column an oracle; the estimators stand in the order of the record.
+    """
+    import pandas as pd
+
+    rows = record.select(metric="log_p_error")
+    cells = [plus_minus(value, error) for value, error in rows[["value", "mcse"]].to_numpy()]
+    names = rows["split"].str.removeprefix("oracle, ")
+    table = pd.DataFrame({"way": rows["model"].to_numpy(), "oracle": names.to_numpy(), "error": cells})
+    order = list(dict.fromkeys(table["way"]))
+    return table.pivot(index="way", columns="oracle", values="error").loc[order].rename_axis(index=None, columns=None)
