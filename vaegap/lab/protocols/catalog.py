@@ -127,10 +127,10 @@ certificates = register(
     Experiment(
         "certificates",
         _later("certificates", "compute_certificates"),
-        {**_MODEL, "num_simulated": 50, "num_images": 50, "prior_temperatures": [25, 100]},
+        {**_MODEL, "num_simulated": 50, "num_images": 50, "prior_temperatures": [100]},
         {
-            "laptop": {"num_simulated": 100, "num_images": 200, "prior_temperatures": [25, 100, 1000]},
-            "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [25, 500, 2000, 10000]},
+            "laptop": {"num_simulated": 100, "num_images": 200, "prior_temperatures": [100, 1000]},
+            "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [500, 2000, 10000]},
         },
         verify=_later("certificates", "verify_certificates"),
     )
