@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +22,18 @@ _PLAIN = (", 200-200", ", annealed")  # how pages call the standard model beside
 _COLUMNS = ("log_p", "L_star_aux_flow", "L_star_gaussian", "L_q", "approximation", "amortization", "inference")
 
 
-def side_by_side(
-    found: Mapping[str, Sequence[Record]], title: str, split: str = "train", root: Path | None = None
-) -> pd.DataFrame:
-    """The bounds and gaps of some models as others found them, and as we did (nats).
+def side_by_side(found: Mapping[str, Sequence[Record]], title: str, root: Path | None = None) -> pd.DataFrame:
+    """The bounds and gaps of some models on training images, as others found them and as we did (nats).
 
     Args:
         found: label -> records of one data set.
         title: the data set, as the pages call it.
-        split: which of our images; all others' numbers are about training images.
         root: the project's.
 
     Returns:
-        A row for each model and source, the last two ours: the mean over images and training runs, and its error: of
-        bounds by Monte Carlo, of gaps the wider of the 95 % intervals over images and over training runs.
+        A row for each model and source, the last two ours: the mean over images and training runs, and the half width
+        of its 95 % interval, the wider of that over training runs and, of bounds, of the Monte Carlo error, of gaps,
+        of that over images.
     """
     import pandas as pd
 
@@ -44,19 +43,20 @@ def side_by_side(
             values = content["columns"].get(f"{title}, {_plain(label)}")
             if values:
                 pairs = zip(content["rows"], values, strict=True)
-                rows[label, content["name"]] = {row: f"{v:.2f}" for row, v in pairs if v is not None}
-        means, errors = _ours(list(records), split)
+                rows[label, content["name"]] = {row: printed for row, printed in pairs if printed != "null"}
+        means, errors = _ours(list(records))
         rows[label, "ours"] = means or dict.fromkeys(_COLUMNS, "no run yet")
-        rows[label, "error of ours"] = errors
+        rows[label, "95 % of ours"] = errors
     table = pd.DataFrame(rows, index=list(_COLUMNS)).rename(index=ROWS).T.fillna("–")
     return table.loc[[bool((row != "–").any()) for _, row in table.iterrows()]].rename_axis(columns=f"{title}, nats")
 
 
-def sources(root: Path | None = None) -> Caption:
+def sources(table: pd.DataFrame, root: Path | None = None) -> Caption:
     """What stands under `side_by_side`: whose numbers these are, and whether somebody compared them with the print."""
-    items = [(f"{c['name']}:", "", f"{c['source']}; {c['status']}") for c in _contents(root).values()]
-    summary = "numbers of others: published.yaml, no run of ours; ours and their runs: the tables above"
-    return Caption(f"{summary}. {'. '.join(' '.join(filter(None, item)) for item in items)}")
+    shown = set(table.index.get_level_values(1))
+    said = [f"{c['name']}: {c['source']}; {c['status']}" for c in _contents(root).values() if c["name"] in shown]
+    ours = "ours: the runs of the tables above; the last row is the wider of their 95 % intervals"
+    return Caption(". ".join([*(said or ["nobody's numbers for these models are known to us"]), ours]))
 
 
 def _plain(label: str) -> str:
@@ -65,22 +65,24 @@ def _plain(label: str) -> str:
     return label
 
 
-def _ours(records: list[Record], split: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Means and errors, to the same decimals; two at most, as the others'."""
+def _ours(records: list[Record]) -> tuple[dict[str, str], dict[str, str]]:
+    """Means, to two decimals at most, as the others'; and what they are known to."""
     if not records:
         return {}, {}
-    values = gap_table({"ours": records}, split)["ours"]
+    values = gap_table({"ours": records})["ours"]
     means, errors = {}, {}
     for row in _COLUMNS:
         if (name := ROWS[row]) in values.index:
             one = values.loc[name]
-            error = max(one[["images", "seeds"]].dropna()) if "gap" in name else one["mcse"]
-            places = min(2, decimals(error))
-            means[row], errors[row] = f"{one['mean']:.{places}f}", f"± {error:.{max(places, decimals(error))}f}"
+            own = one["images"] if "gap" in name else 1.96 * one["mcse"]
+            error = own if math.isnan(one["seeds"]) else max(own, one["seeds"])
+            means[row] = f"{one['mean']:.{min(2, decimals(error))}f}"
+            errors[row] = f"± {error:.{decimals(error)}f}"
     return means, errors
 
 
 def _contents(root: Path | None) -> dict[str, dict[str, Any]]:
     import yaml
 
-    return dict(yaml.safe_load(((root or find_root()) / "published.yaml").read_text(encoding="utf-8")))
+    text = ((root or find_root()) / "published.yaml").read_text(encoding="utf-8")
+    return dict(yaml.load(text, Loader=yaml.BaseLoader))  # numbers stay as they were printed

@@ -43,16 +43,22 @@ def estimates(record: Record) -> pd.DataFrame:
     return shown.where(shown.notna(), "–").rename_axis(index=None)  # annealing has neither samples nor k̂
 
 
-def oracles(record: Record) -> pd.DataFrame:
+def oracles(record: Record, title: str = "") -> pd.DataFrame | str:
     """What each estimator misses where log p(x) is known: mean of log p̂ − log p and its Monte Carlo error, nats.
 
-    A column an oracle; the estimators stand in the order of the record.
+    A column an oracle; the estimators stand in the order of the record, and last what the oracle itself is off by at
+    most. A sentence where the record has none.
     """
     import pandas as pd
 
     rows = record.select(metric="log_p_error")
+    if rows.empty:
+        return f"{title}: the record is from before oracles were measured."
     cells = [plus_minus(value, error) for value, error in rows[["value", "mcse"]].to_numpy()]
     names = rows["split"].str.removeprefix("oracle, ")
     table = pd.DataFrame({"way": rows["model"].to_numpy(), "oracle": names.to_numpy(), "error": cells})
     order = list(dict.fromkeys(table["way"]))
-    return table.pivot(index="way", columns="oracle", values="error").loc[order].rename_axis(index=None, columns=None)
+    shown = table.pivot(index="way", columns="oracle", values="error").loc[order]
+    unsure = record.select(metric="oracle_error").set_index("split")["value"]
+    shown.loc["error of the oracle"] = [f"{unsure[f'oracle, {name}']:.1g}" for name in shown.columns]
+    return shown.rename_axis(index=None, columns=f"{title}, nats")

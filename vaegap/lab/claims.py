@@ -235,7 +235,8 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     model and training run measured on them; numbers of a whole model, such as BDMC's width, vary by their Monte Carlo
     error instead) and over seeds (Student's t). "Reproduced" needs all of it inside the first interval, "same
     direction" inside the second; "not reproduced" needs all of it outside the second. Anything else is undecided, and
-    so is a value without any interval: a count of one run. Models are compared on the seeds that all of them have.
+    so is a value without any interval: a count of one run. Models are compared on the seeds that all of them have,
+    where all that the check asks for was measured.
     """
     import numpy as np
 
@@ -249,8 +250,11 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     shared: dict[tuple[str, str, int], NDArray[np.float64]] = {}
     for seed in seeds:
         tables = {letter: found[letter][seed][0] for letter in found}
+        point = float(evaluate(check.value, {k: means(t) for k, t in tables.items()}))
+        if not math.isfinite(point):  # a record from before something was measured
+            continue
+        points.append(point)
         used += [found[letter][seed][1] for letter in found]
-        points.append(float(evaluate(check.value, {k: means(t) for k, t in tables.items()})))
         which: dict[str, tuple[str, str, int]] = {}
         for letter, table in tables.items():
             count = len(table)
@@ -263,6 +267,8 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
             for name, error in table.attrs.get("mcse", {}).items():
                 drawn[letter][name] = drawn[letter][name] + error * generator.standard_normal(_RESAMPLES)
         clouds.append(evaluate(check.value, drawn))
+    if not points:
+        return Verdict(check, "undecided at this scale")
     value = float(np.mean(points))
     ends = np.quantile(np.mean(clouds, axis=0), [0.025, 0.975])
     counted = ends[1] - ends[0] < 1e-9  # the same for every choice of images
@@ -275,7 +281,7 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     verdict = "undecided at this scale"
     if known:
         verdict = _verdict(min(low for low, _ in known), max(high for _, high in known), check)
-    return Verdict(check, verdict, value, images, spread, len(seeds), sorted(set(used)))
+    return Verdict(check, verdict, value, images, spread, len(points), sorted(set(used)))
 
 
 def _verdict(low: float, high: float, check: Check) -> str:

@@ -46,6 +46,7 @@ ROWS = {
     "L_star_encoder_form": "L[q*_AF], in the encoder's numbers",
     "L_star_full_gaussian": "L[q*_full]",
     "L_star_flow": "L[q*_flow]",
+    "L_star_spline": "L[q*_spline]",
     "L_star_gaussian": "L[q*_FFG]",
     "L_q": "L[q]",
     "approximation": "approximation gap",
@@ -248,11 +249,10 @@ def milestones(record: Record) -> pd.DataFrame:
         for gap in ("approximation", "amortization", "inference"):
             mean, low, high = summary.loc[gap, ["mean", "ci_low", "ci_high"]]
             cells[gap] = plus_minus(mean, (high - low) / 2)
-        if "bdmc_width" in summary.index:
-            cells[ROWS["bdmc_width"]] = width_cell(*summary.loc["bdmc_width", ["mean", "mcse"]])
-        rows.append(cells)
-    table = pd.DataFrame(rows).sort_values(["split", "epoch"]).set_index(["split", "epoch"])
-    return table.fillna("not measured")
+        measured = "bdmc_width" in summary.index
+        width = width_cell(*summary.loc["bdmc_width", ["mean", "mcse"]]) if measured else "not measured"
+        rows.append(cells | {ROWS["bdmc_width"]: width})
+    return pd.DataFrame(rows).sort_values(["split", "epoch"]).set_index(["split", "epoch"])
 
 
 def width_cell(width: float, error: float) -> str:

@@ -6,7 +6,7 @@ from vaegap.lab import checkpoints
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
 from vaegap.lab.protocols.measuring import Rows, active_units, decompose, gap_rows, measured_again, width_rows
-from vaegap.lab.protocols.models import kept_model, model_of, spec_of, widths
+from vaegap.lab.protocols.models import kept_model, layer_labels, model_of, spec_of
 from vaegap.lab.records import Record
 from vaegap.lab.zoo import origin_of
 
@@ -22,9 +22,9 @@ def compute_gaps(ctx: Context) -> Rows:
     for split, num in (("train", p["num_train"]), ("test", p["num_heldout"])):
         x = load_images(p["dataset"], split, num_images=num).x
         columns = decompose(ctx, vae, x, split, tuple(p["families"]), p["checked"])
-        rows += gap_rows(columns, split=split, model=p["family"], **widths(p))
+        rows += gap_rows(columns, split=split, model=p["family"], **layer_labels(p))
         rows.append({"split": split, "metric": "active_units", "value": active_units(vae, x), "unit": "units"})
-    rows += width_rows(ctx, vae, p["certify"])
+    rows += width_rows(ctx, vae, p["certify"], model=p["family"], **layer_labels(p))
     rows.append({"metric": "train_elbo", "value": meta["history"][-1]["elbo"], "unit": "nats", "split": "train"})
     rows.append({"metric": "train_seconds", "value": meta["seconds"], "unit": "s"})
     ctx.notes |= {"model": spec_of(p, ctx.profile).id, "model_trained": origin_of(meta)}
@@ -38,5 +38,5 @@ def verify_gaps(ctx: Context, record: Record) -> Rows:
         vae = checkpoints.load_model(record.artifact("model.safetensors"))
     else:
         vae = kept_model(ctx, p)
-    labels = {"split": "train", "model": p["family"], **widths(p)}
+    labels = {"split": "train", "model": p["family"], **layer_labels(p)}
     return measured_again(vae, p, min(20, p["num_train"]), **labels)

@@ -16,7 +16,7 @@ from vaegap.evaluation import encode, evaluating
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
 from vaegap.lab.protocols.measuring import Rows, decompose, gap_rows, in_blocks, measured_again, width_rows
-from vaegap.lab.protocols.models import kept_model, model_of, spec_of, widths
+from vaegap.lab.protocols.models import kept_model, layer_labels, model_of, spec_of
 from vaegap.lab.records import Record
 from vaegap.lab.zoo import origin_of
 from vaegap.local import RECIPES
@@ -70,8 +70,8 @@ def compute_form(ctx: Context) -> Rows:
         form = _form(ctx, vae, x, split)
         columns["unfinished"] = torch.maximum(columns["unfinished"], form.pop("unfinished"))
         columns |= form
-        rows += gap_rows(columns, split=split, model=p["family"], **widths(p))
-    rows += width_rows(ctx, vae, p["certify"])
+        rows += gap_rows(columns, split=split, model=p["family"], **layer_labels(p))
+    rows += width_rows(ctx, vae, p["certify"], model=p["family"], **layer_labels(p))
     ctx.notes |= {"model": spec_of(p, ctx.profile).id, "model_trained": origin_of(meta)}
     return rows
 
@@ -92,7 +92,7 @@ def verify_form(ctx: Context, record: Record) -> Rows:
     """Both optima of the first images, with other random numbers, from the kept weights."""
     p: Mapping[str, Any] = record.params
     vae, num = kept_model(ctx, p), min(20, record.params["num_train"])
-    labels = {"split": "train", "model": p["family"], **widths(p)}
+    labels = {"split": "train", "model": p["family"], **layer_labels(p)}
     rows = measured_again(vae, p, num, **labels)
     x = load_images(p["dataset"], "train", num_images=num).x
     bound = best_in_form(vae, x, seed=12345, force_dtype=quickest_forces()).bound

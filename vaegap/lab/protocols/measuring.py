@@ -22,7 +22,6 @@ from vaegap.lab.experiments import Context
 from vaegap.lab.records import Record
 from vaegap.local import optimize_local
 from vaegap.models import VAE
-from vaegap.settling import settled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,10 +57,9 @@ def decompose(
     def block(part: slice, seed: int) -> dict[str, Tensor]:
         print(f"{ctx.run_id}: {name}, images {part.start} to {part.stop - 1}", flush=True)
         look = part.start < checked
-        measured = decomposition.gaps(
+        out = decomposition.gaps(
             vae, x[part], families, certify=0, check_modes=look, force_dtype=quickest_forces(), seed=seed
         )
-        out, _ = settled(measured)  # a wide base counts only where it finds more than its luck
         columns: dict[str, Tensor] = {}
         for key in [c for c in out.table.columns if c == "L_q" or c.startswith("L_star_")]:
             columns[key] = torch.tensor(out.table[key].to_numpy(copy=True))
@@ -81,8 +79,8 @@ def decompose(
         return columns
 
     columns = in_blocks(ctx, name, len(x), block)
-    # the larger mean of all images, not of each block: that would favour whichever was lucky there. A wide base is
-    # there only where q* misses mass
+    # the larger mean of all images, not of each block: that would favour whichever was lucky there. A wide base takes
+    # the place of both in the few blocks that try it, by mass that q* misses or by luck, so by an error at most
     wide, best = columns["wide"] > 0, "ais" if columns["ais"].mean() >= columns["iwae"].mean() else "iwae"
     for end in ("", "_mcse"):
         columns[f"log_p{end}"] = torch.where(wide, columns[f"log_p{end}"], columns[f"{best}{end}"])

@@ -13,7 +13,7 @@ from vaegap.lab.experiments import Context
 from vaegap.lab.zoo import ModelSpec, trained
 from vaegap.models import VAE
 
-__all__ = ["kept_model", "model_folder", "model_of", "spec_of", "widths"]
+__all__ = ["kept_model", "model_folder", "model_of", "spec_of", "layer_labels"]
 
 _SPEC = ("dataset", "family", "latent_dim", "encoder", "decoder", "activation", "architecture", "anneal", "seed")
 
@@ -56,7 +56,8 @@ def kept_model(ctx: Context, p: Mapping[str, Any]) -> VAE:
     return model_of(p, ctx.profile, ctx.results)[0]
 
 
-def widths(params: Mapping[str, Any]) -> dict[str, str]:
+def layer_labels(params: Mapping[str, Any]) -> dict[str, str]:
+    """Hidden layers as records name them: "200-200", or "linear"."""
     return {"encoder": _word(params["encoder"]), "decoder": _word(params["decoder"])}
 
 

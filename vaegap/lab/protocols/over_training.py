@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from vaegap.errors import InputError
 from vaegap.lab.datasets import load_images
 from vaegap.lab.experiments import Context
 from vaegap.lab.protocols.measuring import Rows, decompose, gap_rows, measured_again, width_rows
-from vaegap.lab.protocols.models import kept_model, model_folder, spec_of, widths
+from vaegap.lab.protocols.models import kept_model, layer_labels, model_folder, spec_of
 from vaegap.lab.records import Record
 from vaegap.lab.zoo import origin_of, trained
 from vaegap.models import VAE
@@ -26,7 +27,7 @@ def compute_generalization(ctx: Context) -> Rows:
     rows: Rows = []
 
     def measure(epoch: int, vae: VAE) -> None:
-        labels = {"model": f"{p['family']} epoch {epoch}", **widths(p)}
+        labels = {"model": f"{p['family']} epoch {epoch}", **layer_labels(p)}
         for split, x in images.items():
             columns = decompose(ctx, vae, x, f"{split}-epoch{epoch}", tuple(p["families"]))
             rows.extend(gap_rows(columns, split=split, **labels))
@@ -39,10 +40,16 @@ def compute_generalization(ctx: Context) -> Rows:
 
 
 def verify_generalization(ctx: Context, record: Record) -> Rows:
-    """The same for the last epoch of a training, on both sets of images."""
+    """The bounds of the last epoch's model, on both sets of images.
+
+    Raises:
+        InputError: the record is from before widths were measured at milestones, or the weights are not here.
+    """
+    if record.select(metric="bdmc_width").empty:
+        raise InputError("it has no BDMC layer_labels, which milestones are measured with today: vaegap run --refresh")
     p, spec = record.params, spec_of(record.params, ctx.profile)
     vae = kept_model(ctx, p)
-    labels = {"model": f"{p['family']} epoch {spec.schedule.epochs}", **widths(p)}
+    labels = {"model": f"{p['family']} epoch {spec.schedule.epochs}", **layer_labels(p)}
     return [
         row
         for split in ("train", p["heldout"])
