@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ somebody:
   status: transcription unverified
   rows: [log_p, L_star_gaussian, approximation]
   columns:
-    "MNIST, q_FFG": [-90.0, null, 1.5]
+    "MNIST, q_FFG": [-90.0, null, 1.50]
 """
 
 
@@ -32,31 +33,48 @@ def test_others_stand_beside_ours(tmp_path: Path, changed: str) -> None:
     assert list(table.index) == [
         (label, "somebody (unverified)"),
         (label, "ours"),
-        (label, "error of ours"),
+        (label, "95 % of ours"),
         ("q_AF", "ours"),
     ], "nothing is stored of q_AF"
-    theirs, ours, error = (table.loc[(label, who)] for who in ("somebody (unverified)", "ours", "error of ours"))
-    assert list(theirs) == ["-90.00", "–", "–", "–", "1.50", "–", "–"]
+    theirs, ours, error = (table.loc[(label, who)] for who in ("somebody (unverified)", "ours", "95 % of ours"))
+    assert list(theirs) == ["-90.0", "–", "–", "–", "1.50", "–", "–"], "digits as they were printed"
     summary = tables.gap_table({"it": made})["it"]
     for row in ("log p̂(x)", "L[q]", "approximation gap", "amortization gap"):
         assert float(ours[row]) == pytest.approx(summary.loc[row, "mean"], abs=0.006)
-    gap = summary.loc["approximation gap"]
-    assert float(error["approximation gap"].removeprefix("± ")) == pytest.approx(
-        max(gap["images"], gap["seeds"]), rel=0.1
-    )
-    assert float(error["L[q]"].removeprefix("± ")) == pytest.approx(summary.loc["L[q]", "mcse"], rel=0.1)
+    half = error.str.removeprefix("± ").replace("–", "nan").astype(float)
+    wider = summary.loc["approximation gap", ["images", "seeds"]].max()
+    assert half["approximation gap"] == pytest.approx(wider, rel=0.1)
+    bound = max(1.96 * summary.loc["L[q]", "mcse"], summary.loc["L[q]", "seeds"])
+    assert half["L[q]"] == pytest.approx(bound, rel=0.1)
     assert set(table.loc[("q_AF", "ours")]) == {"no run yet"}
-    assert "transcription unverified" in repr(beside.sources(tmp_path))
+    assert "transcription unverified" in repr(beside.sources(table, tmp_path))
+    alone = beside.side_by_side({label: made}, "5,000 digits", root=tmp_path)
+    assert len(alone) == 2 and "nobody" in repr(beside.sources(alone, tmp_path))
 
 
 @pytest.mark.parametrize("who", STORED)
 def test_what_is_stored_can_be_shown(who: str) -> None:
     content = STORED[who]
     assert {"name", "source", "status", "rows", "columns"} == set(content)
-    assert set(content["rows"]) <= set(tables.ROWS)
-    for model, values in content["columns"].items():
-        assert len(values) == len(content["rows"]), model
-        assert model.split(", ")[0] in tables.DATASETS.values(), model
+    assert set(content["rows"]) <= set(beside._COLUMNS)
+    for key, values in content["columns"].items():
+        assert len(values) == len(content["rows"]), key
+        title, _, label = key.partition(", ")
+        assert title in tables.DATASETS.values(), key
+        shown = beside.side_by_side({label: []}, title).loc[(label, content["name"])]
+        assert (shown != "–").sum() == sum(value is not None for value in values), "all of it"
+
+
+def test_models_are_stored_under_the_names_that_pages_use() -> None:
+    labels = {key.partition(", ")[2] for content in STORED.values() for key in content["columns"]}
+    pages = "".join(
+        "".join(cell["source"])
+        for page in (find_root() / "notebooks").glob("*.ipynb")
+        for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    )
+    for part in {part for label in labels for part in label.split(", ")}:
+        assert f'"{part}"' in pages or f', {part}"' in pages, part
 
 
 def test_unverified_numbers_say_so_in_every_row() -> None:

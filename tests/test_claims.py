@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,18 @@ def test_a_width_has_its_own_error(tmp_path: Path) -> None:
     found = judge(check("A.bdmc_width", (-0.5, 0.5)), made)
     assert found.images == pytest.approx((0.01 - 0.0196, 0.01 + 0.0196), abs=0.002)
     assert judge(check("A.bdmc_width", (0.0, 0.5)), made).verdict != "reproduced"
+
+
+def test_a_seed_without_what_is_asked_for_is_left_out(tmp_path: Path) -> None:
+    """A record from before something was measured decides nothing, and does not stop the ledger."""
+    made = [record(tmp_path, 1.0, 1.0, seed=seed) for seed in (0, 1)]
+    rows = made[1].rows[made[1].rows["metric"] != "bdmc_width"]
+    older = dataclasses.replace(made[1], rows=rows)
+    width = check("A.bdmc_width", (-0.5, 0.5))
+    found = judge(width, [made[0], older])
+    assert found.verdict == "reproduced" and found.num_seeds == 1 and found.run_ids == [made[0].run_id]
+    none = judge(width, [older])
+    assert none.verdict == "undecided at this scale" and none.num_seeds == 0 and none.run_ids == []
 
 
 def test_only_records_of_the_model_count(tmp_path: Path) -> None:

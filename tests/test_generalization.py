@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from kept_weights import changed_and_lost_weights_are_noticed
 
+from vaegap.errors import InputError
 from vaegap.lab import experiments, tables, verify, zoo
 from vaegap.lab.experiments import Context
 from vaegap.lab.measured import table_of
 from vaegap.lab.protocols import over_training
+from vaegap.posteriors import FAMILIES
 from vaegap.rounding import plus_minus
 
 SMALL = {"num_images": 2, "fractions": [0.67, 1.0], "encoder": [20], "decoder": [20]}
@@ -71,7 +73,16 @@ def test_each_milestone_has_its_width(tmp_path: Path) -> None:
     assert (last == widths.loc["gaussian epoch 3", "value"]).all()
     rows = record.rows[record.rows["metric"] != "bdmc_width"]
     older = dataclasses.replace(record, rows=rows)
-    assert "BDMC width" not in tables.milestones(older), "what was not measured is not shown"
+    assert set(tables.milestones(older)["BDMC width"]) == {"not measured"}
+    with pytest.raises(InputError, match="--refresh"):
+        over_training.verify_generalization(Context("x", "laptop", record.params, tmp_path, tmp_path), older)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_milestones_of_every_family_can_be_shown(tmp_path: Path, family: str) -> None:
+    small = {**SMALL, "family": family, "families": [family], "fractions": [1.0], "latent_dim": 4}
+    table = tables.milestones(experiments.run("generalization", small, "quick", tmp_path))
+    assert tables.ROWS[f"L_star_{family}"] in table
 
 
 def test_its_record_is_verified_by_the_last_epoch(tmp_path: Path) -> None:

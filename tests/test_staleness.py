@@ -49,13 +49,14 @@ def test_changed_function_makes_quick_recompute_and_marks_published(copied_scien
 
 
 @pytest.mark.parametrize(
-    "module", ["training", "gradients", "zoo", "datasets", "protocols/measuring", "protocols/two_latents"]
+    "module",
+    ["training", "gradients", "zoo", "datasets", "protocols/measuring", "protocols/models", "protocols/two_latents"],
 )
 def test_changed_training_data_or_protocol_code_marks_records(
     module: str, copied_science: Path, tmp_path: Path
 ) -> None:
     def compute_with_lab(ctx: Context) -> list[dict[str, Any]]:
-        import vaegap.lab.protocols.two_latents  # noqa: F401  # brings training, zoo, datasets and measuring
+        import vaegap.lab.protocols.two_latents  # noqa: F401  # brings all of them
 
         return compute(ctx)
 
