@@ -11,7 +11,7 @@ from vaegap.lab.captions import Caption
 from vaegap.lab.files import find_root
 from vaegap.lab.records import Record
 from vaegap.lab.tables import ROWS, gap_table
-from vaegap.rounding import decimals
+from vaegap.rounding import plus_minus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["side_by_side", "sources"]
 
 _PLAIN = (", 200-200", ", annealed")  # how pages call the standard model beside a changed one
-_COLUMNS = ("log_p", "L_star_aux_flow", "L_star_gaussian", "L_q", "approximation", "amortization", "inference")
+_ROWS = ("log_p", "L_star_aux_flow", "L_star_gaussian", "L_q", "approximation", "amortization", "inference")
 
 
 def side_by_side(found: Mapping[str, Sequence[Record]], title: str, root: Path | None = None) -> pd.DataFrame:
@@ -31,31 +31,29 @@ def side_by_side(found: Mapping[str, Sequence[Record]], title: str, root: Path |
         root: the project's.
 
     Returns:
-        A row for each model and source, the last two ours: the mean over images and training runs, and the half width
-        of its 95 % interval, the wider of that over training runs and, of bounds, of the Monte Carlo error, of gaps,
-        of that over images.
+        A row for each model and quantity, a column for each source that says anything of them, the last one ours: the
+        mean over images and training runs ± half its 95 % interval, the wider of that over training runs and, of
+        bounds, of the Monte Carlo error, of gaps, of that over images.
     """
     import pandas as pd
 
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for label, records in found.items():
-        for content in _contents(root).values():
-            values = content["columns"].get(f"{title}, {_plain(label)}")
-            if values:
-                pairs = zip(content["rows"], values, strict=True)
-                rows[label, content["name"]] = {row: printed for row, printed in pairs if printed != "null"}
-        means, errors = _ours(list(records))
-        rows[label, "ours"] = means or dict.fromkeys(_COLUMNS, "no run yet")
-        rows[label, "95 % of ours"] = errors
-    table = pd.DataFrame(rows, index=list(_COLUMNS)).rename(index=ROWS).T.fillna("–")
-    return table.loc[[bool((row != "–").any()) for _, row in table.iterrows()]].rename_axis(columns=f"{title}, nats")
+    columns: dict[str, dict[tuple[str, str], str]] = {}
+    for content in _contents(root).values():
+        for label in found:
+            values = content["columns"].get(f"{title}, {_plain(label)}", ())
+            for row, printed in zip(content["rows"], values, strict=False):
+                if printed != "null":
+                    columns.setdefault(content["name"], {})[label, row] = printed
+    columns["ours"] = {(label, row): cell for label in found for row, cell in _ours(list(found[label])).items()}
+    index = [(label, row) for label in found for row in _ROWS if any((label, row) in c for c in columns.values())]
+    table = pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(index) if index else None).fillna("–")
+    return table.rename(index=ROWS, level=1).rename_axis(columns=f"{title}, nats")
 
 
 def sources(table: pd.DataFrame, root: Path | None = None) -> Caption:
     """What stands under `side_by_side`: whose numbers these are, and whether somebody compared them with the print."""
-    shown = set(table.index.get_level_values(1))
-    said = [f"{c['name']}: {c['source']}; {c['status']}" for c in _contents(root).values() if c["name"] in shown]
-    ours = "ours: the runs of the tables above; the last row is the wider of their 95 % intervals"
+    said = [f"{c['name']}: {c['source']}; {c['status']}" for c in _contents(root).values() if c["name"] in table]
+    ours = "ours: the runs of the tables above; ± half the wider of their 95 % intervals"
     return Caption(". ".join([*(said or ["nobody's numbers for these models are known to us"]), ours]))
 
 
@@ -65,20 +63,18 @@ def _plain(label: str) -> str:
     return label
 
 
-def _ours(records: list[Record]) -> tuple[dict[str, str], dict[str, str]]:
-    """Means, to two decimals at most, as the others'; and what they are known to."""
+def _ours(records: list[Record]) -> dict[str, str]:
+    """Means ± what they are known to."""
     if not records:
-        return {}, {}
+        return dict.fromkeys(_ROWS, "no run yet")
     values = gap_table({"ours": records})["ours"]
-    means, errors = {}, {}
-    for row in _COLUMNS:
+    cells = {}
+    for row in _ROWS:
         if (name := ROWS[row]) in values.index:
             one = values.loc[name]
             own = one["images"] if "gap" in name else 1.96 * one["mcse"]
-            error = own if math.isnan(one["seeds"]) else max(own, one["seeds"])
-            means[row] = f"{one['mean']:.{min(2, decimals(error))}f}"
-            errors[row] = f"± {error:.{decimals(error)}f}"
-    return means, errors
+            cells[row] = plus_minus(one["mean"], own if math.isnan(one["seeds"]) else max(own, one["seeds"]))
+    return cells
 
 
 def _contents(root: Path | None) -> dict[str, dict[str, Any]]:

@@ -233,9 +233,9 @@ def bands(record: Record, split: str) -> tuple[list[int], list[float], list[floa
 
 
 def milestones(record: Record) -> pd.DataFrame:
-    """Bounds and gaps of a "generalization" record by split and epoch, nats.
+    """Gaps and bounds of a "generalization" record by split and epoch, nats.
 
-    Bounds carry their Monte Carlo error, gaps the half width of their interval over images. The last column is the
+    Gaps carry the half width of their interval over images, bounds their Monte Carlo error. Behind log p̂ stands the
     BDMC width on images that the model made at that epoch, the same for both splits; a width above `WIDEST` says so.
     """
     import pandas as pd
@@ -244,14 +244,14 @@ def milestones(record: Record) -> pd.DataFrame:
     for split, label in record.select(metric="L_q", image="mean")[["split", "model"]].drop_duplicates().to_numpy():
         summary = headline(record, split, model=label)
         cells: dict[str, Any] = {"split": split, "epoch": int(str(label).rsplit(" ", 1)[1])}
-        for row in ("log_p", f"L_star_{record.params['family']}", "L_q"):
-            cells[ROWS[row]] = plus_minus(*summary.loc[row, ["mean", "mcse"]])
         for gap in ("approximation", "amortization", "inference"):
             mean, low, high = summary.loc[gap, ["mean", "ci_low", "ci_high"]]
             cells[gap] = plus_minus(mean, (high - low) / 2)
-        measured = "bdmc_width" in summary.index
-        width = width_cell(*summary.loc["bdmc_width", ["mean", "mcse"]]) if measured else "not measured"
-        rows.append(cells | {ROWS["bdmc_width"]: width})
+        for row in ("log_p", "bdmc_width", f"L_star_{record.params['family']}", "L_q"):
+            cell = width_cell if row == "bdmc_width" else plus_minus
+            measured = row in summary.index
+            cells[ROWS[row]] = cell(*summary.loc[row, ["mean", "mcse"]]) if measured else "not measured"
+        rows.append(cells)
     return pd.DataFrame(rows).sort_values(["split", "epoch"]).set_index(["split", "epoch"])
 
 
