@@ -31,7 +31,7 @@ def test_others_stand_beside_ours(tmp_path: Path, changed: str) -> None:
     label = f"q_FFG{changed}"
     table = beside.side_by_side({label: made, "q_AF": []}, "MNIST", root=tmp_path)
     assert list(table.columns) == ["somebody (unverified)", "ours"]
-    theirs, ours = table["somebody (unverified)"], table["ours"].str.partition(" ± ")
+    theirs, ours = table["somebody (unverified)"], table["ours"].str.partition(" ±\N{NO-BREAK SPACE}")
     assert theirs[label, "log p̂(x)"] == "-90.0" and theirs[label, "approximation gap"] == "1.50", "digits as printed"
     assert (theirs != "–").sum() == 2 and (theirs["q_AF"] == "–").all()
     summary = tables.gap_table({"it": made})["it"]

@@ -73,7 +73,8 @@ def _ours(records: list[Record]) -> dict[str, str]:
         if (name := ROWS[row]) in values.index:
             one = values.loc[name]
             own = one["images"] if "gap" in name else 1.96 * one["mcse"]
-            cells[row] = plus_minus(one["mean"], own if math.isnan(one["seeds"]) else max(own, one["seeds"]))
+            cell = plus_minus(one["mean"], own if math.isnan(one["seeds"]) else max(own, one["seeds"]))
+            cells[row] = cell.replace("± ", "±\N{NO-BREAK SPACE}")  # in a narrow column it is broken before the sign
     return cells
 
 
