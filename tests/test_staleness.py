@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_changed_training_data_or_protocol_code_marks_records(
     module: str, copied_science: Path, tmp_path: Path
 ) -> None:
     def compute_with_lab(ctx: Context) -> list[dict[str, Any]]:
-        import vaegap.lab.protocols.two_latents  # noqa: F401  # brings all of them
+        import_module("vaegap.lab.protocols.two_latents")  # which brings all of them
 
         return compute(ctx)
 

@@ -70,7 +70,7 @@ def table_of(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
     for gap in ("approximation", "amortization"):
         if f"{gap}_{own}" in table:
             table[gap] = table[f"{gap}_{own}"]
-    made = {name: labels[name] for name in ("model",) if name in labels}  # each milestone has a width of its own
+    made = {"model": labels["model"]} if "model" in labels else {}  # each milestone has a width of its own
     for metric, where in (("active_units", {"split": rows.get("split", "train")}), ("bdmc_width", made)):
         one = record.select(metric=metric, **where)
         table[metric] = float(one["value"].iloc[0]) if len(one) == 1 else math.nan
