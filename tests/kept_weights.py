@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from vaegap.lab import checkpoints, verify
 from vaegap.lab.protocols.models import spec_of
 from vaegap.lab.records import Record
@@ -14,4 +17,14 @@ def changed_and_lost_weights_are_noticed(record: Record, factor: float) -> None:
     checkpoints.save(weights, {k: factor * v for k, v in tensors.items()}, meta)
     assert verify.verify_record(record).state == "differs"
     weights.unlink()
-    assert "--refresh" in verify.verify_record(record).reason
+    lost = verify.verify_record(record)
+    assert lost.state == "cannot" and not weights.exists()
+    assert f"vaegap verify --train {record.run_id}" in lost.reason and "--refresh" in lost.reason
+    anew = verify.verify_record(record, train=True)
+    assert anew.state == "agrees", anew
+
+
+def trained_by(record: Record) -> dict[str, Any] | None:
+    """Which code trained the model that the record was last found to agree with, as its run.json says."""
+    found: dict[str, Any] | None = json.loads((record.folder / "run.json").read_text())["verified"]["model_trained"]
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,8 @@ def test_a_record_holds_both_optima_and_can_be_verified(tmp_path: Path, monkeypa
     monkeypatch.setattr("vaegap.lab.protocols.encoder_form.model_of", lambda *_: (vae, {}))
     params = {"family": "flow", "num_train": 3, "num_heldout": 2, "certify": 2}
     monkeypatch.setattr("vaegap.lab.protocols.encoder_form.kept_model", lambda *_: vae)
+    unkept = dataclasses.replace(experiments.get("encoder_form"), weights=None)
+    monkeypatch.setitem(experiments._registry, "encoder_form", unkept)
     record = experiments.run("encoder_form", params, "quick", tmp_path)
     table = table_of(record, {"split": "train"})
     assert len(table) == 3 and len(table_of(record, {"split": "train", "first": 2})) == 2

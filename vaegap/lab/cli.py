@@ -143,6 +143,7 @@ def status(
 def verify(
     run_ids: Annotated[list[str] | None, typer.Argument(help="Only these runs; by default all stale ones.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Fresh records as well as stale ones.")] = False,
+    train: Annotated[bool, typer.Option(help="Train models anew whose weights are not here (minutes each).")] = False,
     results: ResultsOption = None,
 ) -> None:
     """Compute some images of stale records anew, from the kept weights; clear their mark where the numbers agree."""
@@ -159,7 +160,7 @@ def verify(
             raise RecordError(f"there is no record of {', '.join(missing)}")
         found = [record for record in records.values() if record is not None]
     counts: Counter[str] = Counter()
-    for verdict in verification.verify(found, results, everything or bool(run_ids)):
+    for verdict in verification.verify(found, results, everything or bool(run_ids), train):
         counts[verdict.state] += 1
         detail = verdict.reason or f"{verdict.rows} numbers, at most {verdict.largest:.1f} standard errors apart"
         typer.echo(f"{verdict.state:8s} {verdict.run_id}: {detail}")

@@ -7,10 +7,12 @@ What they compute stands in the modules beside this one, which are imported when
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from vaegap.lab.experiments import Experiment, register
+from vaegap.lab.experiments import Context, Experiment, register
 
 __all__ = ["certificates", "encoder_form", "gap_decomposition", "generalization", "posterior_2d"]
 
@@ -44,6 +46,22 @@ def _later(module: str, function: str) -> Callable[..., Any]:
     return call
 
 
+def _weights(ctx: Context) -> Path:
+    """Where `model_of` keeps the model of a run."""
+    from vaegap.lab.protocols.models import model_folder, spec_of
+
+    spec = spec_of(ctx.params, ctx.profile)
+    if ctx.params.get("frozen"):
+        spec = replace(spec, frozen=replace(spec, family="gaussian", encoder=(200, 200)).id)
+    return model_folder(ctx.results, ctx.profile) / f"{spec.id}.safetensors"
+
+
+def _train(ctx: Context) -> None:
+    from vaegap.lab.protocols.models import model_of
+
+    model_of(ctx.params, ctx.profile, ctx.results)
+
+
 gap_decomposition = register(
     Experiment(
         "gap_decomposition",
@@ -60,6 +78,8 @@ gap_decomposition = register(
         },
         {"laptop": _BIG, "paper": _BIG},
         verify=_later("decompositions", "verify_gaps"),
+        weights=_weights,
+        train=_train,
     )
 )
 encoder_form = register(
@@ -76,6 +96,8 @@ encoder_form = register(
         },
         {profile: {"num_train": 100, "num_heldout": 50, "certify": 50} for profile in ("laptop", "paper")},
         verify=_later("encoder_form", "verify_form"),
+        weights=_weights,
+        train=_train,
     )
 )
 generalization = register(
@@ -103,6 +125,8 @@ generalization = register(
             },
         },
         verify=_later("over_training", "verify_generalization"),
+        weights=_weights,
+        train=_train,
     )
 )
 posterior_2d = register(
@@ -121,6 +145,8 @@ posterior_2d = register(
         },
         {"laptop": {"num_images": 200, "points": 151}, "paper": {"num_images": 200, "points": 151}},
         verify=_later("two_latents", "verify_posterior"),
+        weights=_weights,
+        train=_train,
     )
 )
 certificates = register(
@@ -133,5 +159,7 @@ certificates = register(
             "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [500, 2000, 10000]},
         },
         verify=_later("certificates", "verify_certificates"),
+        weights=_weights,
+        train=_train,
     )
 )

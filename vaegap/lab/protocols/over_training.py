@@ -46,7 +46,7 @@ def verify_generalization(ctx: Context, record: Record) -> Rows:
         InputError: the record is from before widths were measured at milestones, or the weights are not here.
     """
     if record.select(metric="bdmc_width").empty:
-        raise InputError("it has no BDMC layer_labels, which milestones are measured with today: vaegap run --refresh")
+        raise InputError("it has no BDMC widths, which milestones are measured with today: vaegap run --refresh")
     p, spec = record.params, spec_of(record.params, ctx.profile)
     vae = kept_model(ctx, p)
     labels = {"model": f"{p['family']} epoch {spec.schedule.epochs}", **layer_labels(p)}
