@@ -146,7 +146,10 @@ def show_status(path: Path, profile: str, parallel: int, as_json: bool, results:
         command = ["vaegap", "run", os.path.relpath(path), "--profile", profile, *elsewhere]
         typer.echo(f"to go on: {shlex.join(command)}")
     if counts["stale"] and profile != "quick":
-        typer.echo("stale: code has changed since; `vaegap verify` checks whether the numbers still hold")
+        typer.echo(
+            "stale: code has changed since; `vaegap verify` checks whether the numbers still hold (with --train, also "
+            "where weights were not kept)"
+        )
 
 
 def _detail(job: Job, state: str) -> str:
