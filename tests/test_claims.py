@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from made_records import record
 from vaegap.errors import InputError
 from vaegap.lab import claims, tables, wording
 from vaegap.lab.claims import VERDICTS, Check, evaluate, judge, ledger, read_claims
+from vaegap.lab.expressions import names
 from vaegap.lab.measured import table_of
 from vaegap.lab.records import Record
 
@@ -85,6 +87,21 @@ def test_seeds_widen_what_images_leave_narrow(tmp_path: Path) -> None:
     assert all_.verdict == "undecided at this scale"
 
 
+def test_both_chances_together_are_said_where_they_change_the_verdict(tmp_path: Path) -> None:
+    """Half widths of 0.03 and 0.04 about 0.55 stay below 0.6 one by one, and 0.05 does not."""
+    made = [record(tmp_path, 1.0, 1.1 + 0.1 * seed, spread=0.25, seed=seed, draw=0) for seed in range(4)]
+    found = judge(check(reproduced=(-1.0, 9.0)), made)
+    assert found.seeds is not None and found.together == "reproduced"
+    high = max(found.images[1], found.seeds[1])
+    half = math.hypot(found.images[1] - found.value, found.seeds[1] - found.value)
+    assert found.value + half > high
+    between = judge(check(reproduced=(-1.0, (high + found.value + half) / 2)), made)
+    assert (between.verdict, between.together) == ("reproduced", "same direction")
+    row = ledger_row(between) | {"seeds_low": 0.0, "seeds_high": 1.0}
+    assert "with both chances added: same direction" in claims.describe(row)
+    assert "both chances" not in claims.describe(ledger_row(found) | {"seeds_low": 0.0, "seeds_high": 1.0})
+
+
 def test_runs_that_see_the_same_images_do_not_make_more_images(tmp_path: Path) -> None:
     """Two training runs with the very same gaps are no surer of the mean over images than one of them."""
     one, two = (record(tmp_path, 1.0, 2.0, spread=0.5, seed=seed, draw=0) for seed in (0, 1))
@@ -117,13 +134,16 @@ def test_a_count_of_one_run_has_no_interval_and_decides_nothing(tmp_path: Path) 
     assert found.value == -10 and math.isnan(found.images[0]) and found.verdict == "undecided at this scale"
     assert "images" not in claims.describe(ledger_row(found))
     made += [record(tmp_path, 1.0, 1.0, units=u, anneal=a, seed=1) for u, a in ((20, True), (10, False))]
-    assert judge(fewer, made).verdict == "reproduced"
+    both = judge(fewer, made)
+    assert both.verdict == "reproduced"
+    assert both.seeds == (-10.5, -9.5), "two runs that agree are not sure of a whole number"
 
 
 def ledger_row(found: claims.Verdict) -> dict[str, Any]:
     low, high = found.images
-    row = {"num_seeds": found.num_seeds, "value": found.value, "images_low": low, "images_high": high}
-    return {**row, "seeds_low": math.nan, "published": None}
+    row: dict[str, Any] = {"num_seeds": found.num_seeds, "value": found.value, "images_low": low, "images_high": high}
+    row |= {"chance": found.chance, "verdict": found.verdict, "together": found.together}
+    return {**row, "seeds_low": math.nan, "published": None, "lacking": found.lacking}
 
 
 def test_all_images_count_and_only_the_same_ones_are_paired(tmp_path: Path) -> None:
@@ -150,6 +170,7 @@ def test_a_width_has_its_own_error(tmp_path: Path) -> None:
     made = [record(tmp_path, 1.0, 1.0)]  # width 0.01 ± 0.01
     found = judge(check("A.bdmc_width", (-0.5, 0.5)), made)
     assert found.images == pytest.approx((0.01 - 0.0196, 0.01 + 0.0196), abs=0.002)
+    assert "Monte Carlo [" in claims.describe(ledger_row(found))
     assert judge(check("A.bdmc_width", (0.0, 0.5)), made).verdict != "reproduced"
 
 
@@ -163,6 +184,32 @@ def test_a_seed_without_what_is_asked_for_is_left_out(tmp_path: Path) -> None:
     assert found.verdict == "reproduced" and found.num_seeds == 1 and found.run_ids == [made[0].run_id]
     none = judge(width, [older])
     assert none.verdict == "undecided at this scale" and none.num_seeds == 0 and none.run_ids == []
+    assert claims.decided(ledger_row(none)) == "not measured yet"
+    assert claims.decided(ledger_row(judge(width, []))) == "no run yet"
+    assert claims.describe(ledger_row(none)) == "–"
+    rows = made[1].rows[made[1].rows["metric"] != "L_star_gaussian"]
+    without = dataclasses.replace(made[1], rows=rows)
+    assert judge(check("A.L_star_gaussian"), [made[0], without]).num_seeds == 1
+    assert judge(check("A.L_q"), [made[0], without]).num_seeds == 2
+
+
+def test_a_number_that_is_not_finite_decides_nothing_and_is_not_left_out(tmp_path: Path) -> None:
+    made = [record(tmp_path, 1.0, 1.0, seed=seed) for seed in (0, 1)]
+    rows = made[1].rows.copy()
+    rows.loc[(rows["metric"] == "L_q") & (rows["image"] == "3"), "value"] = -math.inf
+    found = judge(check(), [made[0], dataclasses.replace(made[1], rows=rows)])
+    assert found.verdict == "undecided at this scale" and found.num_seeds == 2 and math.isnan(found.value)
+    assert "nan" in claims.describe(ledger_row(found))
+
+
+def test_of_two_records_of_a_run_the_larger_counts(tmp_path: Path) -> None:
+    """Whichever is read first, and whatever the smaller one says."""
+    made = record(tmp_path, 1.0, 1.0)
+    image = pd.to_numeric(made.rows["image"], errors="coerce")
+    smaller = dataclasses.replace(made, rows=made.rows[~(image >= 30)])
+    assert len(table_of(smaller, {"split": "train"})) == 30
+    for found in ([made, smaller], [smaller, made]):
+        assert judge(check(), found).value == judge(check(), [made]).value != judge(check(), [smaller]).value
 
 
 def test_only_records_of_the_model_count(tmp_path: Path) -> None:
@@ -172,8 +219,29 @@ def test_only_records_of_the_model_count(tmp_path: Path) -> None:
     assert judge(check(A={"family": "aux_flow"}), made).num_seeds == 0
 
 
+def test_the_report_says_how_many_records_are_of_older_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path, 1.0, 1.0, dataset="mnist")
+    assert "older code" not in claims.report(tmp_path)
+    monkeypatch.setattr(Record, "stale", property(lambda self: True))
+    assert claims.report(tmp_path).endswith(
+        "1 of the 1 records behind this were computed by older code: see `vaegap verify`"
+    )
+
+
+def test_checks_ask_for_what_records_have() -> None:
+    """A slip in a name would read as "not measured yet" for ever."""
+    bound = r"log_p|L_q|L_star_(gaussian|full_gaussian|aux_flow|flow)"
+    gap = r"inference|(approximation|amortization)(_gaussian|_full_gaussian|_aux_flow|_flow|_encoder_form)?"
+    known = re.compile(rf"{bound}|{gap}|active_units|bdmc_width|kl_(amortized|gaussian)|amortization_is_larger")
+    for claim in read_claims():
+        for one in claim["checks"]:
+            assert {letter for letter, _ in names(one.value)} == set(one.of), f"{claim['id']}, {one.name}"
+            assert all(known.fullmatch(name) for _, name in names(one.value)), f"{claim['id']}, {one.name}"
+
+
 def test_unverified_values_are_labelled() -> None:
-    row = {"num_seeds": 1, "value": 0.5, "images_low": 0.4, "images_high": 0.6, "seeds_low": math.nan}
+    row: dict[str, Any] = {"num_seeds": 1, "value": 0.5, "images_low": 0.4, "images_high": 0.6}
+    row |= {"seeds_low": math.nan, "chance": "images"}
     assert "unverified" in claims.describe({**row, "published": 0.48, "published_verified": False})
     assert "unverified" not in claims.describe({**row, "published": 0.48, "published_verified": True})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vaegap.errors import InputError
 
-__all__ = ["evaluate", "letters"]
+__all__ = ["evaluate", "names"]
 
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -53,10 +53,15 @@ def evaluate(expression: str, models: Mapping[str, Mapping[str, Any]]) -> Any:
     return visit(ast.parse(expression, mode="eval"))
 
 
-def letters(expression: str) -> set[str]:
-    """The models that an expression names."""
+def names(expression: str) -> set[tuple[str, str]]:
+    """The models that an expression names, each with what it asks of it.
+
+    Example:
+        >>> sorted(names("A.amortization / A.inference"))
+        [('A', 'amortization'), ('A', 'inference')]
+    """
     return {
-        n.value.id
+        (n.value.id, n.attr)
         for n in ast.walk(ast.parse(expression, mode="eval"))
         if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,33 +12,35 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["by_seed", "means", "table_of"]
+__all__ = ["WHOLE_MODEL", "by_seed", "means", "table_of"]
+
+_MODEL = ("family", "latent_dim", "encoder", "decoder", "activation", "architecture", "anneal", "frozen")
+WHOLE_MODEL = {"active_units", "bdmc_width"}  # numbers that images do not have one by one
 
 
 def by_seed(records: Iterable[Record], wanted: dict[str, Any]) -> dict[int, tuple[pd.DataFrame, str]]:
     """seed -> (per-image table with headline gaps, run id) of the records that fit.
 
     `rows` holds labels of rows (split, model, ...); everything else is compared with the run's parameters, and
-    parameters that are not named must have their experiment's defaults.
+    parameters that are not named must have their experiment's defaults. Of several records of one model and seed that
+    with the most images counts.
     """
     from vaegap.lab import experiments
 
     rows = dict(wanted.pop("rows", {"split": "train"}))
     name = wanted.pop("experiment", "gap_decomposition")
     usual = dict(experiments.get(name).defaults)
-    found = {}
+    found: dict[int, tuple[pd.DataFrame, str]] = {}
     for record in records:
         if record.experiment != name:
             continue
-        model = [
-            k for k in ("family", "latent_dim", "encoder", "decoder", "activation", "anneal", "frozen") if k in usual
-        ]
+        model = [k for k in _MODEL if k in usual]
         asked: dict[str, Any] = {**{k: usual[k] for k in model}, **wanted}
         if any(record.params.get(k) != v for k, v in asked.items()):
             continue
-        table = table_of(record, rows)
-        if len(table):
-            found[int(record.params["seed"])] = (table, record.run_id)
+        table, seed = table_of(record, rows), int(record.params["seed"])
+        if len(table) > (len(found[seed][0]) if seed in found else 0):
+            found[seed] = (table, record.run_id)
     return found
 
 
@@ -48,20 +49,27 @@ def table_of(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
 
     Args:
         record: the record.
-        rows: labels of its rows: split, model; `last_epoch: true` for the last milestone; `first` for how many images.
+        rows: labels of its rows: split, model; `first_epoch: true` or `last_epoch: true` for the first or the last
+            milestone; `first` for how many images.
+
+    Returns:
+        a row an image; what the record does not hold is no column.
     """
     import pandas as pd
 
     if record.experiment == "posterior_2d":
         part = record.select(metric="kl", **rows)
         part = part[part["image"] != "mean"].assign(image=lambda r: r["image"].astype(int))
-        return part.pivot(index="image", columns="family", values="value").sort_index().add_prefix("kl_")
+        table = part.pivot(index="image", columns="family", values="value").sort_index().add_prefix("kl_")
+        larger = table["kl_amortized"] - table["kl_gaussian"] > table["kl_gaussian"]
+        return table.assign(amortization_is_larger=larger.astype(float))
     from vaegap.lab.protocols import gap_tables
 
-    labels = {k: v for k, v in rows.items() if k not in ("last_epoch", "first")}
-    if rows.get("last_epoch"):
-        epochs = record.select(metric="L_q", **labels)["model"].unique()
-        labels["model"] = max(epochs, key=lambda m: int(str(m).rsplit(" ", 1)[1]))
+    labels = {k: v for k, v in rows.items() if k not in ("first_epoch", "last_epoch", "first")}
+    for which, end in (("first_epoch", min), ("last_epoch", max)):
+        if rows.get(which):
+            epochs = record.select(metric="L_q", **labels)["model"].unique()
+            labels["model"] = end(epochs, key=lambda m: int(str(m).rsplit(" ", 1)[1]))
     if record.select(metric="L_q", **labels).empty:
         return pd.DataFrame()
     table, _ = gap_tables(record, **labels)
@@ -73,8 +81,10 @@ def table_of(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
     made = {"model": labels["model"]} if "model" in labels else {}  # each milestone has a width of its own
     for metric, where in (("active_units", {"split": rows.get("split", "train")}), ("bdmc_width", made)):
         one = record.select(metric=metric, **where)
-        table[metric] = float(one["value"].iloc[0]) if len(one) == 1 else math.nan
-        if len(one) == 1 and one["mcse"].notna().all():
+        if len(one) != 1:
+            continue
+        table[metric] = float(one["value"].iloc[0])
+        if one["mcse"].notna().all():
             table.attrs.setdefault("mcse", {})[metric] = float(one["mcse"].iloc[0])
     return table
 

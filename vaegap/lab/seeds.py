@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 __all__ = ["over_seeds", "t95"]
 
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
 
 
 def over_seeds(values: Sequence[float]) -> float:
@@ -25,4 +25,4 @@ def over_seeds(values: Sequence[float]) -> float:
 
 def t95(freedom: int) -> float:
     """97.5 % quantile of Student's t."""
-    return _T95.get(freedom, 1.96 + 2.4 / freedom)
+    return _T95.get(freedom, 1.96 + 2.8 / freedom)

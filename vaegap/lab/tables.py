@@ -280,12 +280,12 @@ def ledger(table: pd.DataFrame) -> pd.DataFrame:
     out = table[["claim", "check", "verdict"]].copy()
     out["check"] += ["\n(added after the first runs)" if added else "" for added in table["added"]]
     out["check"] += ["\n(note below)" if caveat else "" for caveat in table["caveat"]]
-    out.loc[table["num_seeds"] == 0, "verdict"] = "no run yet"  # undecided for want of runs, not by what they say
     rows = [row for _, row in table.iterrows()]
+    out["verdict"] = [claims.decided(row) for row in rows]
     out["reproduced if"] = [f"{row['measured']}\n{span(row['reproduced_if'])}".strip() for row in rows]
     said = ["\n".join(filter(None, [*claims.said(row), claims.published(row)])) for row in rows]
     said = [text.replace("transcription unverified", "unverified") for text in said]  # the page says of what
-    out["value"] = [text.replace(", ", ",\N{NO-BREAK SPACE}") for text in said]  # an interval stays on one line
+    out["value"] = [text.replace(", ", ",\N{NO-BREAK SPACE}") or "–" for text in said]  # an interval stays on one line
     out = out.set_index(["claim", "check"])
     out.attrs["words"] = True  # for `with_caption`: cells to be read, not compared
     return out
