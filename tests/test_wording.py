@@ -65,13 +65,15 @@ def test_differences_have_a_direction_only_beyond_their_error(say, row: int, cha
     moved = dict(values)
     moved[["family", "encoder", "log_p"][row]] += change
     text = say(A=model(**values), B=model(**moved)).partition("Against *A* (1 seed), *B* loses ")[2]
-    said = re.fullmatch(r"(.*) to its family, and (.*) to its encoder; its log p̂\(x\) is (.*)\.\n?", text).groups()
+    total, *said = re.fullmatch(
+        r"(.*) in all: (.*) to its family, and (.*) to its encoder; its log p̂\(x\) is (.*)\.\n?", text
+    ).groups()
     words = [("1.0 nats more", "1.0 nats less")] * 2 + [("1.0 nats higher", "1.0 nats lower")]
-    for i, part in enumerate(said):
-        if i == row and abs(change) > 0.2:
+    for i, part in enumerate([*said, total]):
+        if abs(change) > 0.2 and (i == row or (i == 3 and row < 2)):
             assert part == words[row][change < 0]
         else:
-            assert re.fullmatch(r"not clearly (more or less|different) \(± 0\.1\d? nats\)", part), part
+            assert re.fullmatch(r"not clearly (more or less|different) \(± 0\.[12]\d? nats\)", part), part
 
 
 def test_models_are_compared_image_by_image_on_common_seeds(say):
@@ -87,13 +89,20 @@ def test_a_wide_interval_over_seeds_silences_a_difference(say):
     assert "not clearly" not in say(A=model(2, 2, -90), B=model(3, 3, -91)).partition("Against")[2]
     reverse = model(3, 3, -91, seeds=5.0)
     wide = say(A=model(2, 2, -90, seeds=5.0), B={0: reverse[1], 1: reverse[0]}).partition("Against")[2]
-    assert wide.count("not clearly") == 3 and "(2 seeds)" in wide
+    assert wide.count("not clearly") == 4 and "(2 seeds)" in wide
 
 
 def test_models_are_compared_in_the_pairs_asked_for(say):
     names = dict.fromkeys("ABCD", model(2, 2))
     assert re.findall(r"Against \*(\w)\* \(1 seed\), \*(\w)\*", say(**names)) == [("A", "B"), ("A", "C"), ("A", "D")]
     assert re.findall(r"Against \*(\w)\* \(1 seed\), \*(\w)\*", say({"D": "C", "B": "Z"}, **names)) == [("C", "D")]
+
+
+def test_parts_add_up_however_wide_their_intervals_are(say):
+    wide = model(0.6, 2.6, half=20.0)
+    said = re.search(r"loses (\S+) nats.*: (\S+) to the family, (\S+) to the encoder", say(A=wide)).groups()
+    total, family, encoder = map(float, said)
+    assert all("." in number for number in said) and total == pytest.approx(family + encoder, abs=0.11)
 
 
 def test_a_negative_gap_has_no_share(say):

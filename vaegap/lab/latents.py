@@ -20,7 +20,7 @@ __all__ = ["active_units", "plane_gaps", "plane_table", "shares"]
 def active_units(groups: Mapping[str, Found]) -> pd.DataFrame | str:
     """Active units on held-out images, a row a model and a column a training run; a sentence where there are no runs.
 
-    Source: Burda, Grosse & Salakhutdinov 2016, section 4.2: the variance of the posterior mean exceeds 0.01.
+    Source: Burda, Grosse & Salakhutdinov 2016, section 5.2: the variance of the posterior mean exceeds 0.01.
     """
     import pandas as pd
 

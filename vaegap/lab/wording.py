@@ -1,7 +1,7 @@
 """What records say, in sentences: every number and every "more" is read from them, none is typed.
 
-Numbers are rounded to the first digit of their 95 % intervals, which stand in the tables; a difference is named only
-where it is larger than its own interval.
+Numbers are rounded to the first digit of their 95 % intervals, which stand in the tables, losses at least to a tenth of
+a nat; a difference is named only where it is larger than its own interval.
 """
 
 from __future__ import annotations
@@ -119,6 +119,11 @@ def _mean(values: Mapping[int, pd.Series]) -> tuple[float, float]:
     return float(means.mean()), float(images if math.isnan(seeds) else max(images, seeds))
 
 
+def _tenths(value: float, half: float) -> str:
+    """As `rounded`, but at least to a tenth: parts of a sum should add up to it."""
+    return f"{value:.1f}" if half >= 0.95 else rounded(value, half)
+
+
 def _split(label: str, model: Runs) -> str:
     """Whose fault the inference gap is."""
     (total, wide), (family, narrow), (encoder, half) = (
@@ -129,8 +134,8 @@ def _split(label: str, model: Runs) -> str:
     verdict = f"more of it to its {'encoder' if change > 0 else 'family'}" if clear else "not clear to which more"
     share = f" ({100 * encoder / total:.0f} %)" if 0 < encoder < total else ""
     return (
-        f"*{label}* loses {rounded(total, wide)} nats, {verdict}: {rounded(family, narrow)} to the "
-        f"family, {rounded(encoder, half)} to the encoder{share}."
+        f"*{label}* loses {_tenths(total, wide)} nats, {verdict}: {_tenths(family, narrow)} to the "
+        f"family, {_tenths(encoder, half)} to the encoder{share}."
     )
 
 
@@ -140,16 +145,16 @@ def _difference(label: str, model: Runs, other: str, reference: Runs) -> str:
         return f"*{label}* and *{other}* have no training seed in common yet."
     change = {
         row: _mean({seed: model[seed][row] - reference[seed][row] for seed in common})
-        for row in ("approximation", "amortization", "log_p")
+        for row in ("inference", "approximation", "amortization", "log_p")
     }
-    family, encoder = (_more_or_less(*change[row]) for row in ("approximation", "amortization"))
+    total, family, encoder = (_more_or_less(*change[row]) for row in ("inference", "approximation", "amortization"))
     (top, half), seeds = change["log_p"], f"{len(common)} seed{'s' * (len(common) > 1)}"
     level = f"is not clearly different (± {rounded(half, half)} nats)"
     if abs(top) > half:
         level = f"is {rounded(abs(top), half)} nats {'higher' if top > 0 else 'lower'}"
     return (
-        f"Against *{other}* ({seeds}), *{label}* loses {family} to its family, and {encoder} to its encoder; its "
-        f"{_TOP} {level}."
+        f"Against *{other}* ({seeds}), *{label}* loses {total} in all: {family} to its family, and {encoder} to its "
+        f"encoder; its {_TOP} {level}."
     )
 
 
