@@ -177,6 +177,18 @@ def test_unfinished_ascents_are_counted_in_the_table(record: runs.Record):
     more = rows[rows["metric"] == "active_units"].assign(metric="unfinished_ascents", value=3.0)
     flagged = replace(record, rows=pd.concat([rows, more]))
     assert tables.show(tables.gap_table({"A": [flagged]})).loc[row, "A"] == "3.0"
+    none = replace(record, rows=pd.concat([rows, more.assign(value=0.0)]))
+    uncounted = replace(record, rows=rows[rows["metric"] != "unfinished_ascents"])
+    both = tables.show(tables.gap_table({"A": [flagged, none], "B": [none], "C": [uncounted, uncounted]}))
+    assert list(both.loc[row]) == ["1.5", "0.0", ""]
+
+
+def test_seeds_need_not_have_the_same_rows(record: runs.Record):
+    """As when a family was added to the ascents between two runs, or something was counted from then on."""
+    bare = replace(record, rows=record.rows[record.rows["metric"] != "L_star_gaussian"])
+    table = tables.gap_table({"A": [record, record, bare], "B": [bare, record]})
+    assert table.loc["L[q*_FFG]", ("A", "seeds")] == 0 and pd.isna(table.loc["L[q*_FFG]", ("B", "seeds")])
+    assert table.loc["log p̂(x)", ("B", "seeds")] == 0
 
 
 def test_the_gap_is_shared_out_among_active_units(record: runs.Record):

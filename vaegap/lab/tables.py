@@ -81,9 +81,9 @@ def _headline(record: Record, split: str, **labels: Any) -> pd.DataFrame:
     if len(width):
         value, error = width[["value", "mcse"]].iloc[0]
         summary.loc["bdmc_width", ["mean", "mcse"]] = value, error
-    unfinished = record.select(metric="unfinished_ascents", split=split, **labels)["value"].sum()
-    if unfinished:  # no row where there is nothing to say
-        summary.loc["unfinished", ["mean", "mcse"]] = unfinished, 0.0
+    unfinished = record.select(metric="unfinished_ascents", split=split, **labels)["value"]
+    if len(unfinished):  # records made before they were counted say nothing
+        summary.loc["unfinished", ["mean", "mcse"]] = unfinished.sum(), 0.0
     return summary
 
 
@@ -121,13 +121,15 @@ def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **lab
                 "mean": means.mean(axis=1),
                 "mcse": pd.concat([s["mcse"] for s in summaries], axis=1).mean(axis=1),
                 "images": pd.concat([(s["ci_high"] - s["ci_low"]) / 2 for s in summaries], axis=1).mean(axis=1),
-                "seeds": means.apply(lambda row: over_seeds(row.tolist()), axis=1),
+                "seeds": means.apply(lambda row: over_seeds(row.dropna().tolist()), axis=1),
                 "runs": len(records),
             }
         )
     if not columns:
         return pd.DataFrame()
     table = pd.concat(columns, axis=1)
+    if "unfinished" in table.index and not table.loc["unfinished", (slice(None), "mean")].any():
+        table = table.drop(index="unfinished")  # no row where there is nothing to say
     return table.loc[[row for row in ROWS if row in table.index]].rename(index=ROWS)
 
 
