@@ -14,7 +14,7 @@ import torch
 from made_records import record
 
 from vaegap.errors import InputError
-from vaegap.lab import claims, tables, wording
+from vaegap.lab import claims, experiments, tables, wording
 from vaegap.lab.claims import VERDICTS, Check, evaluate, judge, ledger, read_claims
 from vaegap.lab.expressions import names
 from vaegap.lab.measured import table_of
@@ -88,7 +88,7 @@ def test_seeds_widen_what_images_leave_narrow(tmp_path: Path) -> None:
 
 
 def test_both_chances_together_are_said_where_they_change_the_verdict(tmp_path: Path) -> None:
-    """Half widths of 0.03 and 0.04 about 0.55 stay below 0.6 one by one, and 0.05 does not."""
+    """A criterion whose end lies beyond each interval, but not beyond the two of them added in quadrature."""
     made = [record(tmp_path, 1.0, 1.1 + 0.1 * seed, spread=0.25, seed=seed, draw=0) for seed in range(4)]
     found = judge(check(reproduced=(-1.0, 9.0)), made)
     assert found.seeds is not None and found.together == "reproduced"
@@ -199,7 +199,29 @@ def test_a_number_that_is_not_finite_decides_nothing_and_is_not_left_out(tmp_pat
     rows.loc[(rows["metric"] == "L_q") & (rows["image"] == "3"), "value"] = -math.inf
     found = judge(check(), [made[0], dataclasses.replace(made[1], rows=rows)])
     assert found.verdict == "undecided at this scale" and found.num_seeds == 2 and math.isnan(found.value)
-    assert "nan" in claims.describe(ledger_row(found))
+    assert claims.describe(ledger_row(found)) == "nan, 2 seeds"
+
+
+def test_milestones_and_grids_that_are_not_there_are_no_table(tmp_path: Path) -> None:
+    made = record(tmp_path, 1.0, 1.0)
+    assert table_of(made, {"split": "test", "last_epoch": True}).empty
+    row = {"metric": "kl", "split": "train", "unit": "nats"}
+    rows = [{**row, "family": "gaussian", "image": str(i), "value": 0.1} for i in range(3)]
+    grid = experiments.run("posterior_2d", {"num_images": 3}, "laptop", tmp_path, compute=lambda ctx: rows)
+    assert table_of(grid, {"split": "test"}).empty
+    assert list(table_of(grid, {"split": "train"}).columns) == ["kl_gaussian"]
+    rows += [{**row, "family": "amortized", "image": str(i), "value": v} for i, v in enumerate((0.1, 0.3, math.nan))]
+    params = {"num_images": 3, "seed": 1}
+    grid = experiments.run("posterior_2d", params, "laptop", tmp_path, compute=lambda ctx: rows)
+    larger = table_of(grid, {"split": "train"})["amortization_is_larger"]
+    assert list(larger[:2]) == [0.0, 1.0] and math.isnan(larger[2]), "what is not finite is no answer"
+
+
+def test_a_share_of_all_images_is_no_count(tmp_path: Path) -> None:
+    """The same for every image, and for both runs: then both intervals are a point, and not half a unit wide."""
+    made = [record(tmp_path, 1.0, 1.0, spread=0.0, seed=seed) for seed in (0, 1)]
+    found = judge(check("A.amortization / A.approximation", (0.9, 1.1)), made)
+    assert found.verdict == "reproduced" and found.seeds == pytest.approx((1.0, 1.0))
 
 
 def test_of_two_records_of_a_run_the_larger_counts(tmp_path: Path) -> None:
@@ -235,8 +257,12 @@ def test_checks_ask_for_what_records_have() -> None:
     known = re.compile(rf"{bound}|{gap}|active_units|bdmc_width|kl_(amortized|gaussian)|amortization_is_larger")
     for claim in read_claims():
         for one in claim["checks"]:
-            assert {letter for letter, _ in names(one.value)} == set(one.of), f"{claim['id']}, {one.name}"
             assert all(known.fullmatch(name) for _, name in names(one.value)), f"{claim['id']}, {one.name}"
+            for wanted in one.of.values():
+                usual = experiments.get(wanted.get("experiment", "gap_decomposition")).defaults
+                assert set(wanted) <= {"experiment", "rows", *usual}, f"{claim['id']}, {one.name}"
+                labels = {"split", "model", "first_epoch", "last_epoch", "first"}
+                assert set(wanted.get("rows", {})) <= labels, f"{claim['id']}, {one.name}"
 
 
 def test_unverified_values_are_labelled() -> None:
@@ -254,7 +280,15 @@ def test_expressions_are_arithmetic_only() -> None:
             evaluate(wrong, models)
 
 
-@pytest.mark.parametrize("change", ["value: A.x", "reproduced: [1.0, 0.0]", "reproduced: 3"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "value: A.x",
+        "value: B.x\n      of: {A: {}}\n      reproduced: [0, 1]",
+        "reproduced: [1.0, 0.0]",
+        "reproduced: 3",
+    ],
+)
 def test_malformed_claims_are_named(tmp_path: Path, change: str) -> None:
     path = tmp_path / "claims.yaml"
     path.write_text(

@@ -56,7 +56,7 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest
     assert str(run(tmp_path)) == str(whole)
 
 
-def test_each_milestone_has_its_width(tmp_path: Path) -> None:
+def test_each_milestone_has_its_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the table beside the log p-hat that it certifies, and for the ledger that of the milestone asked for."""
     record = experiments.run("generalization", SMALL, "laptop", tmp_path)
     widths = record.select(metric="bdmc_width").set_index("model")
@@ -74,6 +74,11 @@ def test_each_milestone_has_its_width(tmp_path: Path) -> None:
     rows = record.rows[record.rows["metric"] != "bdmc_width"]
     older = dataclasses.replace(record, rows=rows)
     assert set(tables.milestones(older)["BDMC width"]) == {"not measured"}
+    monkeypatch.setattr(zoo, "train", None)  # nothing is trained for a record that is too old
+    for weights in (tmp_path / "models").glob("*.safetensors"):
+        weights.unlink()
+    verdict = verify.verify_record(older, train=True)
+    assert verdict.state == "cannot" and "--refresh" in verdict.reason
     with pytest.raises(InputError, match="--refresh"):
         over_training.verify_generalization(Context("x", "laptop", record.params, tmp_path, tmp_path), older)
 

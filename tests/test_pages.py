@@ -170,7 +170,7 @@ def test_wide_sandwiches_are_marked(record: runs.Record, width: float):
 
 
 def test_unfinished_ascents_are_counted_in_the_table(record: runs.Record):
-    row = "images a run with unfinished ascents"
+    row = "images with unfinished ascents, a run"
     rows = record.rows.assign(value=record.rows["value"].where(record.rows["metric"] != "unfinished_ascents", 0.0))
     finished = replace(record, rows=rows)
     assert row not in tables.show(tables.gap_table({"A": [finished]})).index

@@ -66,7 +66,9 @@ def _check(raw: Mapping[str, Any]) -> Check:
             raise ValueError(f"{values} is not an interval")
         return low, high
 
-    names(raw["value"])
+    asked, given = {letter for letter, _ in names(raw["value"])}, set(raw["of"])
+    if asked != given:
+        raise ValueError(f"{raw['name']!r} names the models {sorted(asked)}, and of gives {sorted(given)}")
     return Check(
         raw["name"],
         raw["value"],
@@ -186,7 +188,7 @@ def said(row: Mapping[str, Any]) -> list[str]:
     if not math.isnan(row["images_low"]):
         parts.append(f"{row['chance']} [{row['images_low']:.3f}, {row['images_high']:.3f}]")
     if math.isnan(row["seeds_low"]):
-        return [*parts, "one seed"]
+        return [*parts, f"{row['num_seeds']} seeds" if row["num_seeds"] > 1 else "one seed"]
     parts.append(f"{row['num_seeds']} seeds [{row['seeds_low']:.3f}, {row['seeds_high']:.3f}]")
     return [*parts, *[f"with both chances added: {row['together']}"] * (row["together"] != row["verdict"])]
 

@@ -80,8 +80,9 @@ class Experiment:
         datasets: the names of the data sets, from the resolved parameters; by default the parameter "dataset".
         verify: given a `Context` and the record, some rows computed anew from the kept weights (`vaegap verify`).
         cannot_verify: where there is no such function, why: "it keeps no weights".
-        weights: the file of the trained model that `verify` starts from, for experiments that share theirs.
-        train: writes that file anew, where it is gone (`vaegap verify --train`).
+        weights: the files of trained models that `verify` starts from, its own last, for experiments that share them.
+        train: writes those files anew, where any is gone (`vaegap verify --train`).
+        needs: a metric without which a record is too old to be verified.
     """
 
     name: str
@@ -92,8 +93,9 @@ class Experiment:
     datasets: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
     verify: Callable[[Context, Record], pd.DataFrame | Rows] | None = None
     cannot_verify: str = ""
-    weights: Callable[[Context], Path] | None = None
+    weights: Callable[[Context], list[Path]] | None = None
     train: Callable[[Context], object] | None = None
+    needs: str = ""
 
 
 _registry: dict[str, Experiment] = {}

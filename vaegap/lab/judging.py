@@ -34,7 +34,8 @@ class Check:
     Attributes:
         name: what it is about, e.g. "MNIST, q_FFG".
         value: the expression, e.g. "A.amortization / A.inference".
-        of: letter -> what to look for among the records' parameters, plus "split" and, for milestones, "epoch".
+        of: letter -> what to look for among the records' parameters, plus "experiment" (a decomposition, if it is left
+            out) and "rows", as `measured.table_of` takes them.
         reproduced: (low, high) that the whole interval must lie in.
         direction: the weaker (low, high).
         published: the paper's value, or None where it is not known.
@@ -69,7 +70,7 @@ class Verdict:
         num_seeds: seeds behind it.
         run_ids: the records it rests on.
         together: the verdict if both kinds of chance were added in quadrature.
-        lacking: there are runs of these models, but what the check asks for was not measured in them.
+        lacking: there are runs of all its models, but none of a seed in which all that it asks for was measured.
     """
 
     check: Check
@@ -106,19 +107,21 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     asked = names(check.value)
     seeds = [s for s in common if all(name in found[letter][s][0] for letter, name in asked)]
     if not seeds:
-        return Verdict(check, UNDECIDED, lacking=bool(common))
+        return Verdict(check, UNDECIDED, lacking=bool(found) and all(found.values()))
     tables = [{letter: found[letter][seed][0] for letter in found} for seed in seeds]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # infinities in columns that the check does not ask for
         points = [float(evaluate(check.value, {k: means(t) for k, t in one.items()})) for one in tables]
+        clouds = _clouds(check, tables)
     value, used = float(np.mean(points)), sorted({found[letter][seed][1] for letter in found for seed in seeds})
     if not math.isfinite(value):
         return Verdict(check, UNDECIDED, value, num_seeds=len(points), run_ids=used)
-    ends = np.quantile(np.mean(_clouds(check, tables), axis=0), [0.025, 0.975])
+    ends = np.quantile(np.mean(clouds, axis=0), [0.025, 0.975])
     counted = ends[1] - ends[0] < 1e-9  # the same for every choice of images
     images = (math.nan, math.nan) if counted else (float(ends[0]), float(ends[1]))
     spread = None
     if len(points) > 1:
-        half = max(over_seeds(points), 0.5 if counted else 0.0)  # two runs with the same count are not sure of it
+        units = any(name == "active_units" for _, name in asked)
+        half = max(over_seeds(points), 0.5 if counted and units else 0.0)  # runs that agree are not sure of a count
         spread = (value - half, value + half)
     known = [interval for interval in (images, spread) if interval and not math.isnan(interval[0])]
     if not known:

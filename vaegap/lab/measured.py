@@ -21,8 +21,8 @@ WHOLE_MODEL = {"active_units", "bdmc_width"}  # numbers that images do not have 
 def by_seed(records: Iterable[Record], wanted: dict[str, Any]) -> dict[int, tuple[pd.DataFrame, str]]:
     """seed -> (per-image table with headline gaps, run id) of the records that fit.
 
-    `rows` holds labels of rows (split, model, ...); everything else is compared with the run's parameters, and
-    parameters that are not named must have their experiment's defaults. Of several records of one model and seed that
+    `rows` holds labels of rows (see `table_of`); everything else is compared with the run's parameters, and parameters
+    of the model that are not named must have their experiment's defaults. Of several records of one model and seed that
     with the most images counts.
     """
     from vaegap.lab import experiments
@@ -61,14 +61,18 @@ def table_of(record: Record, rows: Mapping[str, Any]) -> pd.DataFrame:
         part = record.select(metric="kl", **rows)
         part = part[part["image"] != "mean"].assign(image=lambda r: r["image"].astype(int))
         table = part.pivot(index="image", columns="family", values="value").sort_index().add_prefix("kl_")
-        larger = table["kl_amortized"] - table["kl_gaussian"] > table["kl_gaussian"]
-        return table.assign(amortization_is_larger=larger.astype(float))
+        if {"kl_amortized", "kl_gaussian"} <= set(table.columns):
+            excess = table["kl_amortized"] - 2 * table["kl_gaussian"]
+            table["amortization_is_larger"] = (excess > 0).astype(float).where(excess.notna())
+        return table
     from vaegap.lab.protocols import gap_tables
 
     labels = {k: v for k, v in rows.items() if k not in ("first_epoch", "last_epoch", "first")}
     for which, end in (("first_epoch", min), ("last_epoch", max)):
         if rows.get(which):
             epochs = record.select(metric="L_q", **labels)["model"].unique()
+            if not len(epochs):
+                return pd.DataFrame()
             labels["model"] = end(epochs, key=lambda m: int(str(m).rsplit(" ", 1)[1]))
     if record.select(metric="L_q", **labels).empty:
         return pd.DataFrame()

@@ -55,7 +55,7 @@ ROWS = {
     "amortization_encoder_form": "amortization gap, in the encoder's numbers",
     "inference": "inference gap",
     "bdmc_width": "BDMC width",
-    "unfinished": "images a run with unfinished ascents",
+    "unfinished": "images with unfinished ascents, a run",
 }
 
 

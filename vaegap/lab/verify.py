@@ -124,19 +124,22 @@ def _model_trained(experiment: Experiment, context: Context, record: Record, tra
     """Which code trained the model that the record is compared with: another than its own, where it was trained anew.
 
     Raises:
-        InputError: its weights are not here, and nobody asked to train it.
+        InputError: its weights are not here, and nobody asked to train it; or the record is too old to be verified.
     """
+    if experiment.needs and record.select(metric=experiment.needs).empty:
+        raise InputError(f"it holds no {experiment.needs}, which is measured today: vaegap run --refresh")
     if experiment.weights is None or record.info.get("artifacts"):
         return None  # the record keeps the weights itself, or needs none
-    file = experiment.weights(context)
-    if not file.exists():
+    files = experiment.weights(context)
+    gone = [str(file) for file in files if not file.exists()]
+    if gone:
         if not train or experiment.train is None:
             raise InputError(
-                f"{file} is not here. `vaegap verify --train {record.run_id}` trains it anew, which takes minutes; "
-                "`vaegap run --refresh` computes the whole record again"
+                f"{' and '.join(gone)} not found. `vaegap verify --train {record.run_id}` trains anew, which takes "
+                "minutes; `vaegap run --refresh` computes the whole record again"
             )
         experiment.train(context)
-    return zoo.origin_of(checkpoints.load(file)[1])
+    return zoo.origin_of(checkpoints.load(files[-1])[1])
 
 
 def _clear(record: Record, rows: int, largest: float, model: dict[str, Any] | None) -> None:

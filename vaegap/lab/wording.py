@@ -1,7 +1,7 @@
 """What records say, in sentences: every number and every "more" is read from them, none is typed.
 
-Numbers are rounded to the first digit of their 95 % intervals, which stand in the tables, losses at least to a tenth of
-a nat; a difference is named only where it is larger than its own interval.
+Numbers are rounded to the first digit of their 95 % intervals, which stand in the tables, losses of one model at
+least to a tenth of a nat; a difference is named only where it is larger than its own interval.
 """
 
 from __future__ import annotations

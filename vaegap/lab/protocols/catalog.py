@@ -46,14 +46,16 @@ def _later(module: str, function: str) -> Callable[..., Any]:
     return call
 
 
-def _weights(ctx: Context) -> Path:
-    """Where `model_of` keeps the model of a run."""
+def _weights(ctx: Context) -> list[Path]:
+    """Where `model_of` keeps the model of a run, and before it the one whose decoder it takes over, if it does."""
     from vaegap.lab.protocols.models import model_folder, spec_of
 
-    spec = spec_of(ctx.params, ctx.profile)
+    spec, donors = spec_of(ctx.params, ctx.profile), []
     if ctx.params.get("frozen"):
-        spec = replace(spec, frozen=replace(spec, family="gaussian", encoder=(200, 200)).id)
-    return model_folder(ctx.results, ctx.profile) / f"{spec.id}.safetensors"
+        donors = [replace(spec, family="gaussian", encoder=(200, 200))]
+        spec = replace(spec, frozen=donors[0].id)
+    folder = model_folder(ctx.results, ctx.profile)
+    return [folder / f"{each.id}.safetensors" for each in (*donors, spec)]
 
 
 def _train(ctx: Context) -> None:
@@ -125,6 +127,7 @@ generalization = register(
             },
         },
         verify=_later("over_training", "verify_generalization"),
+        needs="bdmc_width",
         weights=_weights,
         train=_train,
     )
@@ -145,8 +148,6 @@ posterior_2d = register(
         },
         {"laptop": {"num_images": 200, "points": 151}, "paper": {"num_images": 200, "points": 151}},
         verify=_later("two_latents", "verify_posterior"),
-        weights=_weights,
-        train=_train,
     )
 )
 certificates = register(
@@ -159,6 +160,7 @@ certificates = register(
             "paper": {"num_simulated": 200, "num_images": 200, "prior_temperatures": [500, 2000, 10000]},
         },
         verify=_later("certificates", "verify_certificates"),
+        needs="log_p_error",
         weights=_weights,
         train=_train,
     )
