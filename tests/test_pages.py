@@ -166,6 +166,7 @@ def test_wide_sandwiches_are_marked(record: runs.Record, width: float):
     table.loc["BDMC width", ("A", "mean")] = width
     shown = tables.show(table)
     assert not isinstance(shown, str)
+    assert "±\N{NO-BREAK SPACE}" in shown.loc["L[q]", "A"] and "± " not in shown.to_string()
     assert ("above" in shown.loc["BDMC width", "A"]) == (width > tables.WIDEST)
 
 

@@ -158,7 +158,7 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
         cells["training runs"] = f"{table[label]['runs'].iloc[0]:.0f}"
         out[label] = cells
     order = [*ROWS.values(), "training runs"]
-    table = pd.DataFrame(out).fillna("")
+    table = pd.DataFrame(out).fillna("").replace("± ", "±\N{NO-BREAK SPACE}", regex=True)  # an error stays on one line
     return table.loc[[row for row in order if row in table.index]].rename_axis(
         columns=f"{title}, nats" if title else "nats"
     )
