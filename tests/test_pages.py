@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -158,6 +159,24 @@ def test_tables_and_figures_stand_above_their_captions(record: runs.Record, caps
     figure = tables.gap_figure({"digits": found}, {"train": "training", "test": "held out"})
     pictures = captions._pictures(figure)
     assert pictures["image/svg+xml"].startswith("<?xml") and pictures["image/png"].startswith("iVBOR")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["q_FFG, annealed", "q_FFG, not annealed", "q_AF, annealed", "q_AF, not annealed"],
+        ["no hidden layer", "two layers", "four layers"],
+    ],
+)
+def test_labels_under_bars_do_not_run_together(record: runs.Record, labels: list[str]):
+    found = gathering.Found()
+    found.update({label: [record] for label in labels})
+    figure = tables.gap_figure({"digits": found, "clothes": found}, {"train": "training", "test": "held out"})
+    assert not isinstance(figure, str)
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("width", [0.05, 0.2])

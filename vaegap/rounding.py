@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["decimals", "plus_minus"]
+__all__ = ["decimals", "plus_minus", "unbroken"]
 
 _MOST = 6  # float32 holds no more of a bound of tens of nats
 
@@ -47,3 +47,13 @@ def plus_minus(value: float, error: float, *more: float) -> str:
     if not math.isnan(error):
         text += f" ± {error:.{places}f}"
     return text + "".join(f" (± {other:.{decimals(other)}f})" for other in more if not math.isnan(other))
+
+
+def unbroken(text: str) -> str:
+    """A cell with errors for a narrow column, which breaks before the sign ± and not after it.
+
+    Example:
+        >>> unbroken("2.30 ± 0.03") == "2.30 ±\N{NO-BREAK SPACE}0.03"
+        True
+    """
+    return text.replace("± ", "±\N{NO-BREAK SPACE}")

@@ -11,7 +11,7 @@ from vaegap.lab.captions import Caption
 from vaegap.lab.files import find_root
 from vaegap.lab.records import Record
 from vaegap.lab.tables import ROWS, gap_table
-from vaegap.rounding import plus_minus
+from vaegap.rounding import plus_minus, unbroken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +73,8 @@ def _ours(records: list[Record]) -> dict[str, str]:
         if (name := ROWS[row]) in values.index:
             one = values.loc[name]
             own = one["images"] if "gap" in name else 1.96 * one["mcse"]
-            cell = plus_minus(one["mean"], own if math.isnan(one["seeds"]) else max(own, one["seeds"]))
-            cells[row] = cell.replace("± ", "±\N{NO-BREAK SPACE}")  # in a narrow column it is broken before the sign
+            error = own if math.isnan(one["seeds"]) else max(own, one["seeds"])
+            cells[row] = unbroken(plus_minus(one["mean"], error))
     return cells
 
 

@@ -10,7 +10,7 @@ from vaegap.lab.captions import caption, live, with_caption
 from vaegap.lab.gathering import DATASETS, Found, collect
 from vaegap.lab.records import Record
 from vaegap.lab.seeds import over_seeds
-from vaegap.rounding import plus_minus
+from vaegap.rounding import plus_minus, unbroken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +158,7 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
         cells["training runs"] = f"{table[label]['runs'].iloc[0]:.0f}"
         out[label] = cells
     order = [*ROWS.values(), "training runs"]
-    table = pd.DataFrame(out).fillna("").replace("± ", "±\N{NO-BREAK SPACE}", regex=True)  # an error stays on one line
+    table = pd.DataFrame(out).fillna("").map(unbroken)
     return table.loc[[row for row in order if row in table.index]].rename_axis(
         columns=f"{title}, nats" if title else "nats"
     )
@@ -214,7 +214,8 @@ def gap_figure(groups: Mapping[str, Found], splits: Mapping[str, str]) -> Figure
             table = gap_table(found, split)
             for label in dict.fromkeys(table.columns.get_level_values(0)):
                 part = table[label].loc[["approximation gap", "amortization gap"]]
-                gaps[f"{label}\n{name}"], spread[f"{label}\n{name}"] = tuple(part["mean"]), tuple(part["images"])
+                under = f"{label.replace(', ', chr(10))}\n{name}"  # in one line, neighbours would run together
+                gaps[under], spread[under] = tuple(part["mean"]), tuple(part["images"])
         figures.gap_bars(gaps, spread, ax=ax)
         ax.set_title(title)
         if ax is not axes.flat[0]:
