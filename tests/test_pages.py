@@ -6,9 +6,11 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import made_records
 import matplotlib
 import pandas as pd
 import pytest
@@ -144,6 +146,33 @@ def test_caption_of_several_runs_names_what_is_missing(record: runs.Record):
     assert shown.summary.endswith("not there: MNIST, A, seed 4; MNIST, B, seed 0")
     assert shown._repr_html_().count("<a ") == 2
     assert "b-laptop-0123456789ab is not there" in shown._repr_html_()
+
+
+def test_a_run_on_fewer_images_stands_in_until_the_whole_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VAEGAP_RESULTS", str(tmp_path))
+    monkeypatch.setattr(runs, "find_root", lambda: tmp_path)
+    made = partial(made_records.record, tmp_path, 1.0, 2.0, heldout=5)
+    half = made(num_train=500, num_heldout=250, checked=20)
+    for other in (
+        {"num_train": 100, "num_heldout": 50},
+        {"num_train": 600, "num_heldout": 250, "anneal": False},
+        {"num_train": 2000},
+        {"num_train": 600, "num_heldout": 250, "certify": 50},
+    ):
+        made(**other)
+
+    def ask() -> gathering.Found:
+        return gathering.collect({"A": {}, "B": {"latent_dim": 3}}, "laptop", [0, 1], compute=False)
+
+    found = ask()
+    assert [r.run_id for r in found["A"]] == [half.run_id] and not found["B"]
+    assert [gone[:2] for gone in found.missing] == [("A", 1), ("B", 0), ("B", 1)]
+    said = tables.caption({"digits": found}).summary
+    assert "digits, A, seed 0: 500 of 1,000 training and 250 of 500 held-out images so far" in said
+    whole = made()
+    found = ask()
+    assert [r.run_id for r in found["A"]] == [whole.run_id]
+    assert "so far" not in tables.caption({"digits": found}).summary
 
 
 def test_caption_escapes_what_it_shows():

@@ -76,6 +76,15 @@ def test_differences_have_a_direction_only_beyond_their_error(say, row: int, cha
             assert re.fullmatch(r"not clearly (more or less|different) \(± 0\.[12]\d? nats\)", part), part
 
 
+def test_models_are_compared_on_the_images_that_both_were_measured_on(say):
+    whole, changed = model(2.0, 2.0), model(2.0, 3.0)
+    few = {seed: table.iloc[:100] for seed, table in changed.items()}
+    change = (few[0]["amortization"] - whole[0]["amortization"].iloc[:100]).agg(["mean", "std"])
+    half = 1.96 * change["std"] / 10
+    text = say(A=whole, B=few)
+    assert f"{wording.rounded(change['mean'], half)} nats more to its encoder" in text
+
+
 def test_models_are_compared_image_by_image_on_common_seeds(say):
     """One model shifted by less than the images' spread: clear, as the images are the same; a third run counts not."""
     one = model(2, 2, half=0.5)

@@ -39,11 +39,13 @@ class Found(dict[str, list[Record]]):
 
     Attributes:
         missing: (label, seed, run id) of those that there are not.
+        fewer: label and seed -> how many images were measured, and how many should be, where a smaller run stands in.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.missing: list[tuple[str, int, str]] = []
+        self.fewer: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def caption(source: Any) -> Caption:
     """
     source = _flat(source)
     found = _labelled(source)
-    missing = list(getattr(source, "missing", []))
+    missing, fewer = list(getattr(source, "missing", [])), dict(getattr(source, "fewer", {}))
     known = [record for _, record in found]
     items = [(f"{label}: " if label else "", r.run_id, _one(r)) for label, r in found]
     items += [(f"{label}, seed {seed}: {run} is not there", "", "") for label, seed, run in missing]
@@ -95,6 +97,7 @@ def caption(source: Any) -> Caption:
         parts += ["; ".join(_distinct(_machine(r.info.get("provenance", {})) for r in known))]
         parts += [f"{_duration(sum(r.info.get('wall_seconds', 0.0) for r in known))}{' in all' * (len(known) > 1)}"]
         parts += ["code changed since for some"] * any(r.stale for r in known)
+    parts += [f"{label}: {images}" for label, images in fewer.items()]
     parts += [f"not there: {gone}"] if gone else []
     return Caption(" · ".join(parts), tuple(items), _data(known))
 
@@ -164,6 +167,7 @@ def _flat(source: Any) -> Any:
     for title, found in source.items():
         flat.update({f"{title}, {label}": records for label, records in found.items()})
         flat.missing += [(f"{title}, {label}", seed, run) for label, seed, run in found.missing]
+        flat.fewer |= {f"{title}, {label}": images for label, images in found.fewer.items()}
     return flat
 
 

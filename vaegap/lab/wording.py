@@ -140,11 +140,11 @@ def _split(label: str, model: Runs) -> str:
 
 
 def _difference(label: str, model: Runs, other: str, reference: Runs) -> str:
-    common = sorted(set(model) & set(reference))
+    common = sorted(set(model) & set(reference))  # and below, by their numbers, the images that both were measured on
     if not common:
         return f"*{label}* and *{other}* have no training seed in common yet."
     change = {
-        row: _mean({seed: model[seed][row] - reference[seed][row] for seed in common})
+        row: _mean({seed: (model[seed][row] - reference[seed][row]).dropna() for seed in common})
         for row in ("inference", "approximation", "amortization", "log_p")
     }
     total, family, encoder = (_more_or_less(*change[row]) for row in ("inference", "approximation", "amortization"))
