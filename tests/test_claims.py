@@ -37,6 +37,7 @@ def test_the_verdict_follows_the_record(tmp_path: Path, amortization: float, ver
     assert found.verdict == verdict and found.run_ids == [made.run_id]
     assert found.value == pytest.approx(amortization / (1 + amortization), abs=0.05)
     assert found.images[0] < found.value < found.images[1] and found.seeds is None
+    assert found.chance == "40 images"
 
 
 def test_the_published_ledger_changes_when_a_record_does(tmp_path: Path) -> None:
@@ -107,6 +108,13 @@ def test_runs_that_see_the_same_images_do_not_make_more_images(tmp_path: Path) -
     one, two = (record(tmp_path, 1.0, 2.0, spread=0.5, seed=seed, draw=0) for seed in (0, 1))
     alone, both = judge(check("A.amortization"), [one]), judge(check("A.amortization"), [one, two])
     assert both.num_seeds == 2 and both.images == pytest.approx(alone.images, rel=1e-12)
+
+
+def test_the_fewest_images_behind_a_check_are_named(tmp_path: Path) -> None:
+    made = record(tmp_path, 1.0, 2.0)
+    for first in (10, 30):
+        asked = check("A.amortization - B.amortization", A={}, B={"rows": {"split": "train", "first": first}})
+        assert judge(asked, [made]).chance == f"{first} images"
 
 
 def test_checks_added_later_are_marked_and_counted_apart(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ class Verdict:
         run_ids: the records it rests on.
         together: the verdict if both kinds of chance were added in quadrature.
         lacking: there are runs of all its models, but none of a seed in which all that it asks for was measured.
+        num_images: images behind it; the fewest, where models or seeds were not measured on as many.
     """
 
     check: Check
@@ -82,11 +83,13 @@ class Verdict:
     run_ids: list[str] = field(default_factory=list)
     together: str = ""
     lacking: bool = False
+    num_images: int = 0
 
     @property
     def chance(self) -> str:
-        """What the first interval is over: "images", or the "Monte Carlo" error of numbers of a whole model."""
-        return "Monte Carlo" if {name for _, name in names(self.check.value)} <= WHOLE_MODEL else "images"
+        """What the first interval is over: "500 images", or the "Monte Carlo" error of numbers of a whole model."""
+        whole = {name for _, name in names(self.check.value)} <= WHOLE_MODEL
+        return "Monte Carlo" if whole else f"{self.num_images:,} images"
 
 
 def judge(check: Check, records: Iterable[Record]) -> Verdict:
@@ -113,8 +116,9 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
         points = [float(evaluate(check.value, {k: means(t) for k, t in one.items()})) for one in tables]
         clouds = _clouds(check, tables)
     value, used = float(np.mean(points)), sorted({found[letter][seed][1] for letter in found for seed in seeds})
+    fewest = min(len(table) for one in tables for table in one.values())
     if not math.isfinite(value):
-        return Verdict(check, UNDECIDED, value, num_seeds=len(points), run_ids=used)
+        return Verdict(check, UNDECIDED, value, num_seeds=len(points), run_ids=used, num_images=fewest)
     ends = np.quantile(np.mean(clouds, axis=0), [0.025, 0.975])
     counted = ends[1] - ends[0] < 1e-9  # the same for every choice of images
     images = (math.nan, math.nan) if counted else (float(ends[0]), float(ends[1]))
@@ -125,11 +129,11 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
         spread = (value - half, value + half)
     known = [interval for interval in (images, spread) if interval and not math.isnan(interval[0])]
     if not known:
-        return Verdict(check, UNDECIDED, value, images, spread, len(points), used)
+        return Verdict(check, UNDECIDED, value, images, spread, len(points), used, num_images=fewest)
     verdict = _verdict(min(low for low, _ in known), max(high for _, high in known), check)
     below, above = (math.hypot(*(end - value for end in side)) for side in zip(*known, strict=True))
     together = _verdict(value - below, value + above, check)
-    return Verdict(check, verdict, value, images, spread, len(points), used, together)
+    return Verdict(check, verdict, value, images, spread, len(points), used, together, num_images=fewest)
 
 
 def _clouds(check: Check, runs: Iterable[Tables]) -> list[NDArray[np.float64]]:
