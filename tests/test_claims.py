@@ -110,11 +110,20 @@ def test_runs_that_see_the_same_images_do_not_make_more_images(tmp_path: Path) -
     assert both.num_seeds == 2 and both.images == pytest.approx(alone.images, rel=1e-12)
 
 
-def test_the_fewest_images_behind_a_check_are_named(tmp_path: Path) -> None:
-    made = record(tmp_path, 1.0, 2.0)
+def test_models_are_compared_on_the_images_that_both_have(tmp_path: Path) -> None:
+    """A model and itself on fewer images: no difference, and no chance; the ledger says how many they are."""
+    made = record(tmp_path, 1.0, 2.0, spread=0.5, heldout=7)
     for first in (10, 30):
-        asked = check("A.amortization - B.amortization", A={}, B={"rows": {"split": "train", "first": first}})
-        assert judge(asked, [made]).chance == f"{first} images"
+        fewer = {"rows": {"split": "train", "first": first}}
+        none = judge(check("A.amortization - B.amortization", A={}, B=fewer), [made])
+        assert none.value == 0 and math.isnan(none.images[0])
+        assert judge(check("A.amortization / B.inference", A={}, B=fewer), [made]).chance == f"{first} images"
+    apart = judge(check("A.amortization - B.amortization", A={}, B={"rows": {"split": "test"}}), [made])
+    assert apart.value == pytest.approx(
+        float(table_of(made, {"split": "train"})["amortization"].mean())
+        - float(table_of(made, {"split": "test"})["amortization"].mean())
+    ), "other images, all of them"
+    assert apart.chance == "7 images"
 
 
 def test_checks_added_later_are_marked_and_counted_apart(tmp_path: Path) -> None:

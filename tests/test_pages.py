@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from vaegap.lab import captions, experiments, gathering, grid, latents, runs, tables
+from vaegap.lab import beside, captions, experiments, gathering, grid, latents, runs, tables, wording
 from vaegap.lab.parameters import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,31 +149,73 @@ def test_caption_of_several_runs_names_what_is_missing(record: runs.Record):
     assert "b-laptop-0123456789ab is not there" in shown._repr_html_()
 
 
-def test_a_run_on_fewer_images_stands_in_until_the_whole_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., runs.Record]:
+    """Writes decompositions where pages look for them."""
     monkeypatch.setenv("VAEGAP_RESULTS", str(tmp_path))
     monkeypatch.setattr(runs, "find_root", lambda: tmp_path)
-    made = partial(made_records.record, tmp_path, 1.0, 2.0, heldout=5)
+    return partial(made_records.record, tmp_path, 1.0, 2.0, heldout=5)
+
+
+def test_a_run_on_fewer_images_stands_in_until_the_whole_one_is_there(made: Callable[..., runs.Record]):
     half = made(num_train=500, num_heldout=250, checked=20)
-    for other in (
-        {"num_train": 100, "num_heldout": 50},
-        {"num_train": 600, "num_heldout": 250, "anneal": False},
-        {"num_train": 2000},
-        {"num_train": 600, "num_heldout": 250, "certify": 50},
-    ):
-        made(**other)
+    others = {
+        "fewer": {"num_train": 100, "num_heldout": 50},
+        "fewer held out": {"num_train": 500, "num_heldout": 50},
+        "another model": {"num_train": 600, "num_heldout": 250, "anneal": False},
+        "more": {"num_train": 2000},
+        "as many": {"checked": 20},
+        "otherwise measured": {"num_train": 600, "num_heldout": 250, "certify": 50},
+    }
+    for params in others.values():
+        made(**params)
 
-    def ask() -> gathering.Found:
-        return gathering.collect({"A": {}, "B": {"latent_dim": 3}}, "laptop", [0, 1], compute=False)
+    def ask(seeds: list[int]) -> gathering.Found:
+        return gathering.collect({"A": {}}, "laptop", seeds, compute=False)
 
-    found = ask()
-    assert [r.run_id for r in found["A"]] == [half.run_id] and not found["B"]
-    assert [gone[:2] for gone in found.missing] == [("A", 1), ("B", 0), ("B", 1)]
-    said = tables.caption({"digits": found}).summary
-    assert "digits, A, seed 0: 500 of 1,000 training and 250 of 500 held-out images so far" in said
+    found = ask([0])
+    assert [r.run_id for r in found["A"]] == [half.run_id] and not found.missing
+    wanted = experiments.identify("gap_decomposition", {}, "laptop")
+    for shown in (tables.caption(found), tables.caption({"digits": found})):
+        said = "500 of 1,000 training and 250 of 500 held-out images"
+        assert f"so far {said}: " in shown.summary
+        assert f"{wanted} is not done, so far {said}" in shown._repr_html_(), "pages show it, and depend on that run"
+    assert said in repr(beside.sources(beside.side_by_side(found, "digits")))
+    assert [gone[:2] for gone in ask([0, 1]).missing] == [("A", 1)]
     whole = made()
-    found = ask()
+    found = ask([0])
     assert [r.run_id for r in found["A"]] == [whole.run_id]
-    assert "so far" not in tables.caption({"digits": found}).summary
+    assert "so far" not in repr(tables.caption({"digits": found}))
+
+
+def test_records_of_an_older_protocol_do_not_stand_in(made: Callable[..., runs.Record]):
+    made(num_train=500)
+    usual = experiments.get("gap_decomposition")
+    try:
+        experiments.register(replace(usual, version=usual.version + 1))
+        assert not gathering.collect({"A": {}}, "laptop", compute=False)["A"]
+    finally:
+        experiments.register(usual)
+
+
+def test_models_of_a_table_are_read_on_the_same_images(made: Callable[..., runs.Record]):
+    """The first ones, as many as every record of them has."""
+    whole, other = made(seed=0), made(seed=1, family="aux_flow")
+    rows = other.rows[~other.rows["image"].isin([str(i) for i in range(15, 40)])]
+    found = gathering.Found()
+    found["A"], found["B"] = [whole], [replace(other, rows=rows)]
+    table = tables.gap_table(found)
+    means = {label: tables.headline_gaps(record).iloc[:15].mean() for label, record in (("A", whole), ("B", other))}
+    for label, mean in means.items():
+        for row in ("log_p", "inference", "approximation", "amortization"):
+            assert table.loc[tables.ROWS[row], (label, "mean")] == pytest.approx(mean[row], abs=1e-9)
+    shown = tables.show(table)
+    assert not isinstance(shown, str) and list(shown.loc["images"]) == ["15", "15"]
+    ours = beside.side_by_side(found, "digits")["ours"]
+    assert float(ours["A", "inference gap"].partition(" ")[0]) == pytest.approx(means["A"]["inference"], abs=0.01)
+    said = wording.compared({"digits": found}).partition("held-out")[0]
+    assert f"*A* loses {means['A']['inference']:.1f}" in said
+    assert list(tables.show(tables.gap_table({"A": [whole]})).loc["images"]) == ["40"]
 
 
 def test_caption_escapes_what_it_shows():

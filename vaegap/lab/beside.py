@@ -44,17 +44,20 @@ def side_by_side(found: Mapping[str, Sequence[Record]], title: str, root: Path |
             for row, printed in zip(content["rows"], values, strict=False):
                 if printed != "null":
                     columns.setdefault(content["name"], {})[label, row] = printed
-    columns["ours"] = {(label, row): cell for label in found for row, cell in _ours(list(found[label])).items()}
+    columns["ours"] = {(label, row): cell for label, cells in _ours(found).items() for row, cell in cells.items()}
     index = [(label, row) for label in found for row in _ROWS if any((label, row) in c for c in columns.values())]
     table = pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(index) if index else None).fillna("–")
-    return table.rename(index=ROWS, level=1).rename_axis(columns=f"{title}, nats")
+    table = table.rename(index=ROWS, level=1).rename_axis(columns=f"{title}, nats")
+    table.attrs["fewer"] = [f"{label}, so far {images}" for label, _, _, images in getattr(found, "fewer", [])]
+    return table
 
 
 def sources(table: pd.DataFrame, root: Path | None = None) -> Caption:
     """What stands under `side_by_side`: whose numbers these are, and whether somebody compared them with the print."""
     said = [f"{c['name']}: {c['source']}; {c['status']}" for c in _contents(root).values() if c["name"] in table]
     ours = "ours: the runs of the tables above; ± half the wider of their 95 % intervals"
-    return Caption(". ".join([*(said or ["nobody's numbers for these models are known to us"]), ours]))
+    fewer = table.attrs.get("fewer", [])
+    return Caption(". ".join([*(said or ["nobody's numbers for these models are known to us"]), ours, *fewer]))
 
 
 def _plain(label: str) -> str:
@@ -63,18 +66,18 @@ def _plain(label: str) -> str:
     return label
 
 
-def _ours(records: list[Record]) -> dict[str, str]:
-    """Means ± what they are known to."""
-    if not records:
-        return dict.fromkeys(_ROWS, "no run yet")
-    values = gap_table({"ours": records})["ours"]
-    cells = {}
-    for row in _ROWS:
-        if (name := ROWS[row]) in values.index:
-            one = values.loc[name]
-            own = one["images"] if "gap" in name else 1.96 * one["mcse"]
-            error = own if math.isnan(one["seeds"]) else max(own, one["seeds"])
-            cells[row] = unbroken(plus_minus(one["mean"], error))
+def _ours(found: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, str]]:
+    """Means ± what they are known to, of every model."""
+    table = gap_table(found)
+    cells: dict[str, dict[str, str]] = {}
+    for label, records in found.items():
+        cells[label] = {} if records else dict.fromkeys(_ROWS, "no run yet")
+        for row in _ROWS if records else ():
+            if (name := ROWS[row]) in table.index and not math.isnan(table.loc[name, (label, "mean")]):
+                one = table[label].loc[name]
+                own = one["images"] if "gap" in name else 1.96 * one["mcse"]
+                error = own if math.isnan(one["seeds"]) else max(own, one["seeds"])
+                cells[label][row] = unbroken(plus_minus(one["mean"], error))
     return cells
 
 

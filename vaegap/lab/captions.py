@@ -39,13 +39,13 @@ class Found(dict[str, list[Record]]):
 
     Attributes:
         missing: (label, seed, run id) of those that there are not.
-        fewer: label and seed -> how many images were measured, and how many should be, where a smaller run stands in.
+        fewer: (label, seed, run id, how many images) where one of the same model on fewer images stands in for a run.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.missing: list[tuple[str, int, str]] = []
-        self.fewer: dict[str, str] = {}
+        self.fewer: list[tuple[str, int, str, str]] = []
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,10 @@ def caption(source: Any) -> Caption:
     """
     source = _flat(source)
     found = _labelled(source)
-    missing, fewer = list(getattr(source, "missing", [])), dict(getattr(source, "fewer", {}))
+    missing, fewer = list(getattr(source, "missing", [])), list(getattr(source, "fewer", []))
     known = [record for _, record in found]
     items = [(f"{label}: " if label else "", r.run_id, _one(r)) for label, r in found]
+    items += [(f"{label}, seed {seed}: {run} is not done, so far {n}", "", "") for label, seed, run, n in fewer]
     items += [(f"{label}, seed {seed}: {run} is not there", "", "") for label, seed, run in missing]
     gone = "; ".join(_gaps(missing))
     parts = [f"from {len(known)} runs" if len(known) != 1 else f"run {known[0].run_id}"] if known else ["no run yet"]
@@ -97,7 +98,7 @@ def caption(source: Any) -> Caption:
         parts += ["; ".join(_distinct(_machine(r.info.get("provenance", {})) for r in known))]
         parts += [f"{_duration(sum(r.info.get('wall_seconds', 0.0) for r in known))}{' in all' * (len(known) > 1)}"]
         parts += ["code changed since for some"] * any(r.stale for r in known)
-    parts += [f"{label}: {images}" for label, images in fewer.items()]
+    parts += [f"so far {images}: {label}, seed {seed}" for label, seed, _, images in fewer]
     parts += [f"not there: {gone}"] if gone else []
     return Caption(" · ".join(parts), tuple(items), _data(known))
 
@@ -167,7 +168,7 @@ def _flat(source: Any) -> Any:
     for title, found in source.items():
         flat.update({f"{title}, {label}": records for label, records in found.items()})
         flat.missing += [(f"{title}, {label}", seed, run) for label, seed, run in found.missing]
-        flat.fewer |= {f"{title}, {label}": images for label, images in found.fewer.items()}
+        flat.fewer += [(f"{title}, {label}", *rest) for label, *rest in found.fewer]
     return flat
 
 

@@ -27,13 +27,13 @@ def collect(
         models: label -> parameters of the experiment.
         profile: "quick", "laptop" or "paper".
         seeds: which ones.
-        compute: compute records that are missing; otherwise one of the same model on fewer images stands in, and where
-            there is none either, they are left out.
+        compute: compute records that are missing; otherwise a decomposition of the same model on fewer images stands
+            in, and where there is none either, they are left out.
         experiment: its name.
 
     Returns:
-        label -> the records that there are, seed by seed; its attribute `missing` names the others, and `fewer` says of
-        how many images those are that stand in.
+        label -> the records that there are, seed by seed; its attribute `missing` names the others, and `fewer` those
+        for which another stands in.
     """
     found = Found()
     for label, params in models.items():
@@ -43,8 +43,8 @@ def collect(
             run = experiments.identify(experiment, settings, profile)
             record = experiments.run(experiment, settings, profile) if compute else runs.find(run)
             if record is None:
-                record, images = _with_fewer(experiment, settings, profile)
-                found.fewer |= {f"{label}, seed {seed}": images} if images else {}
+                record, images = _on_fewer(experiment, settings, profile)
+                found.fewer += [(label, seed, run, images)] if record is not None else []
             if record is None:
                 found.missing.append((label, seed, run))
             else:
@@ -52,20 +52,21 @@ def collect(
     return found
 
 
-def _with_fewer(experiment: str, settings: Mapping[str, Any], profile: str) -> tuple[Record | None, str]:
-    """The record of a run that differs in measuring fewer images, and how many; of several that with the most."""
+def _on_fewer(experiment: str, settings: Mapping[str, Any], profile: str) -> tuple[Record | None, str]:
+    """The record of a run that differs in measuring fewer images alone, of several that with the most; how many."""
     asked = experiments.resolve(experiments.get(experiment), settings, profile)
-    if not set(_COUNTS) <= set(asked):
+
+    def smaller(record: Record) -> bool:
+        if record.experiment != experiment or not set(_COUNTS) <= set(asked):
+            return False
+        own = {name: record.params[name] for name in (*_COUNTS, "checked") if name in asked}
+        if any(own[name] > asked[name] for name in _COUNTS) or all(own[name] == asked[name] for name in _COUNTS):
+            return False
+        return experiments.identify(experiment, {**settings, **own}, profile) == record.run_id
+
+    records = [record for record in runs.list_records() if smaller(record)]
+    if not records:
         return None, ""
-    same = [
-        record
-        for record in runs.list_records()
-        if (record.experiment, record.info["profile"]) == (experiment, profile)
-        and all(record.params.get(name) == value for name, value in asked.items() if name not in (*_COUNTS, "checked"))
-        and all(record.params[name] <= asked[name] for name in _COUNTS)
-    ]
-    if not same:
-        return None, ""
-    record = max(same, key=lambda one: one.params["num_train"])
-    train, heldout = (f"{record.params[name]:,} of {asked[name]:,}" for name in _COUNTS)
-    return record, f"{train} training and {heldout} held-out images so far"
+    most = max(records, key=lambda record: [record.params[name] for name in _COUNTS])
+    train, heldout = (f"{most.params[name]:,} of {asked[name]:,}" for name in _COUNTS)
+    return most, f"{train} training and {heldout} held-out images"

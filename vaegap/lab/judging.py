@@ -71,7 +71,7 @@ class Verdict:
         run_ids: the records it rests on.
         together: the verdict if both kinds of chance were added in quadrature.
         lacking: there are runs of all its models, but none of a seed in which all that it asks for was measured.
-        num_images: images behind it; the fewest, where models or seeds were not measured on as many.
+        num_images: images behind it; the fewest, where training runs or splits do not have as many.
     """
 
     check: Check
@@ -101,7 +101,8 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     interval: neither kind covers the other's chance. "Reproduced" needs all of it inside the first interval of the
     criterion, "same direction" inside the second; "not reproduced" needs all of it outside the second. Anything else is
     undecided, and so is a value without any interval: a count of one run. Models are compared on the seeds that all of
-    them have, where all that the check asks for was measured. A number that is not finite decides nothing.
+    them have, where all that the check asks for was measured, and on the images that they have in common. A number that
+    is not finite decides nothing.
     """
     import numpy as np
 
@@ -111,7 +112,7 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     seeds = [s for s in common if all(name in found[letter][s][0] for letter, name in asked)]
     if not seeds:
         return Verdict(check, UNDECIDED, lacking=bool(found) and all(found.values()))
-    tables = [{letter: found[letter][seed][0] for letter in found} for seed in seeds]
+    tables = [_on_common_images({letter: found[letter][seed][0] for letter in found}, check) for seed in seeds]
     with np.errstate(invalid="ignore"):  # infinities in columns that the check does not ask for
         points = [float(evaluate(check.value, {k: means(t) for k, t in one.items()})) for one in tables]
         clouds = _clouds(check, tables)
@@ -136,6 +137,19 @@ def judge(check: Check, records: Iterable[Record]) -> Verdict:
     return Verdict(check, verdict, value, images, spread, len(points), used, together, num_images=fewest)
 
 
+def _on_common_images(tables: Tables, check: Check) -> Tables:
+    """The tables of one seed, those of one set of images cut to its first ones that all of them have."""
+    sets = {letter: _images_of(check, letter) for letter in tables}
+    fewest = {key: min(len(tables[letter]) for letter in tables if sets[letter] == key) for key in sets.values()}
+    return {letter: table.iloc[: fewest[sets[letter]]] for letter, table in tables.items()}
+
+
+def _images_of(check: Check, letter: str) -> tuple[str, str]:
+    """Data set and split."""
+    asked = check.of[letter]
+    return str(asked.get("dataset")), asked.get("rows", {}).get("split", "train")
+
+
 def _clouds(check: Check, runs: Iterable[Tables]) -> list[NDArray[np.float64]]:
     """The check's value for many choices of images, seed by seed."""
     import numpy as np
@@ -147,8 +161,8 @@ def _clouds(check: Check, runs: Iterable[Tables]) -> list[NDArray[np.float64]]:
     for tables in runs:
         drawn = {}
         for letter, table in tables.items():
-            count, asked = len(table), check.of[letter]
-            images = (str(asked.get("dataset")), asked.get("rows", {}).get("split", "train"), count)
+            count = len(table)
+            images = (*_images_of(check, letter), count)
             if images not in shared:
                 shared[images] = generator.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
             drawn[letter] = means(table, shared[images])

@@ -59,20 +59,21 @@ ROWS = {
 }
 
 
-def headline(record: Record, split: str = "train", **labels: Any) -> pd.DataFrame:
-    """`paired.summarize` of a record, with the gaps of the encoder's own family under their plain names."""
-    key = ("headline", split, tuple(sorted(labels.items())))
+def headline(record: Record, split: str = "train", first: int | None = None, **labels: Any) -> pd.DataFrame:
+    """`paired.summarize` of a record's first (or all) images, with the gaps of the encoder's own family under their
+    plain names."""
+    key = ("headline", split, first, tuple(sorted(labels.items())))
     if key not in record.readings:
-        record.readings[key] = _headline(record, split, **labels)
+        record.readings[key] = _headline(record, split, first, **labels)
     summary: pd.DataFrame = record.readings[key].copy()
     return summary
 
 
-def _headline(record: Record, split: str, **labels: Any) -> pd.DataFrame:
+def _headline(record: Record, split: str, first: int | None, **labels: Any) -> pd.DataFrame:
     from vaegap import paired
     from vaegap.lab.protocols import gap_tables
 
-    summary = paired.summarize(*gap_tables(record, split=split, **labels))
+    summary = paired.summarize(*(table.iloc[:first] for table in gap_tables(record, split=split, **labels)))
     own = record.params["family"]
     for gap in ("approximation", "amortization"):
         if f"{gap}_{own}" in summary.index:
@@ -102,19 +103,23 @@ def headline_gaps(record: Record, split: str = "train") -> pd.DataFrame:
 
 
 def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **labels: Any) -> pd.DataFrame:
-    """The paper's Table 2 for any models: rows as in `ROWS`, and for each model five columns.
+    """The paper's Table 2 for any models: rows as in `ROWS`, and for each model six columns.
+
+    All are read on the same images: the first ones, as many as every record has.
 
     Columns, in nats: mean (over images and seeds), mcse (Monte-Carlo error of one seed's mean), images (half width of
     the 95 % bootstrap interval over images, mean over seeds), seeds (half width of the 95 % t-interval over seeds; NaN
-    for one), runs (how many).
+    for one), runs (how many), num_images.
     """
     import pandas as pd
 
     columns = {}
+    counts = {_num_images(r, split, **labels) for records in found.values() for r in records}
+    first = min(counts) if len(counts) > 1 else None
     for label, records in found.items():
         if not records:
             continue
-        summaries = [headline(r, split, **labels) for r in records]
+        summaries = [headline(r, split, first, **labels) for r in records]
         means = pd.concat([s["mean"] for s in summaries], axis=1)
         columns[label] = pd.DataFrame(
             {
@@ -123,6 +128,7 @@ def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **lab
                 "images": pd.concat([(s["ci_high"] - s["ci_low"]) / 2 for s in summaries], axis=1).mean(axis=1),
                 "seeds": means.apply(lambda row: over_seeds(row.dropna().tolist()), axis=1),
                 "runs": len(records),
+                "num_images": min(counts),
             }
         )
     if not columns:
@@ -131,6 +137,10 @@ def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **lab
     if "unfinished" in table.index and not table.loc["unfinished", (slice(None), "mean")].any():
         table = table.drop(index="unfinished")  # no row where there is nothing to say
     return table.loc[[row for row in ROWS if row in table.index]].rename(index=ROWS)
+
+
+def _num_images(record: Record, split: str, **labels: Any) -> int:
+    return int((record.select(metric="L_q", split=split, **labels)["image"] != "mean").sum())
 
 
 def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
@@ -155,9 +165,10 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
         width = table[label]["mean"].get(ROWS["bdmc_width"], math.nan)
         if width > WIDEST:
             cells[ROWS["bdmc_width"]] += f" (above {WIDEST})"
+        cells["images"] = f"{table[label]['num_images'].iloc[0]:,.0f}"
         cells["training runs"] = f"{table[label]['runs'].iloc[0]:.0f}"
         out[label] = cells
-    order = [*ROWS.values(), "training runs"]
+    order = [*ROWS.values(), "images", "training runs"]
     table = pd.DataFrame(out).fillna("").map(unbroken)
     return table.loc[[row for row in order if row in table.index]].rename_axis(
         columns=f"{title}, nats" if title else "nats"

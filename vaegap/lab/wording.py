@@ -52,7 +52,8 @@ def rounded(value: float, half: float) -> str:
 def compared(groups: Mapping[str, Found], against: Mapping[str, str] | None = None) -> Words:
     """The gaps of several models in words, on training and on held-out images, and how the models differ.
 
-    Models are compared as the ledger's checks are: on the seeds that both have, image by image.
+    Models are read on the same images, the first ones, as many as all of them were measured on, and compared as the
+    ledger's checks are: on the seeds that both have, image by image.
 
     Args:
         groups: title of a group -> records by model.
@@ -68,6 +69,8 @@ def compared(groups: Mapping[str, Found], against: Mapping[str, str] | None = No
             models = {label: _tables(records, split) for label, records in found.items() if records}
             if not models:
                 continue
+            fewest = min(len(table) for model in models.values() for table in model.values())
+            models = {k: {seed: t.iloc[:fewest] for seed, t in model.items()} for k, model in models.items()}
             first, *others = models
             pairs = dict.fromkeys(others, first) if against is None else against
             points.append(f"- **{title}, {name} images**")
@@ -140,11 +143,11 @@ def _split(label: str, model: Runs) -> str:
 
 
 def _difference(label: str, model: Runs, other: str, reference: Runs) -> str:
-    common = sorted(set(model) & set(reference))  # and below, by their numbers, the images that both were measured on
+    common = sorted(set(model) & set(reference))
     if not common:
         return f"*{label}* and *{other}* have no training seed in common yet."
     change = {
-        row: _mean({seed: (model[seed][row] - reference[seed][row]).dropna() for seed in common})
+        row: _mean({seed: model[seed][row] - reference[seed][row] for seed in common})
         for row in ("inference", "approximation", "amortization", "log_p")
     }
     total, family, encoder = (_more_or_less(*change[row]) for row in ("inference", "approximation", "amortization"))
