@@ -60,8 +60,7 @@ ROWS = {
 
 
 def headline(record: Record, split: str = "train", first: int | None = None, **labels: Any) -> pd.DataFrame:
-    """`paired.summarize` of a record's first (or all) images, with the gaps of the encoder's own family under their
-    plain names."""
+    """`paired.summarize` of a record's first (or all) images; the own family's gaps also have their plain names."""
     key = ("headline", split, first, tuple(sorted(labels.items())))
     if key not in record.readings:
         record.readings[key] = _headline(record, split, first, **labels)
