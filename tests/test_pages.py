@@ -261,16 +261,17 @@ def test_wide_sandwiches_are_marked(record: runs.Record, width: float):
     assert ("above" in shown.loc["BDMC width", "A"]) == (width > tables.WIDEST)
 
 
-def test_unfinished_ascents_are_counted_in_the_table(record: runs.Record):
-    row = "images with unfinished ascents, a run"
-    rows = record.rows.assign(value=record.rows["value"].where(record.rows["metric"] != "unfinished_ascents", 0.0))
+@pytest.mark.parametrize("metric", ["unfinished_ascents", "missed_modes"])
+def test_images_in_doubt_are_counted_in_the_table(record: runs.Record, metric: str):
+    row = tables.ROWS[metric]
+    rows = record.rows.assign(value=record.rows["value"].where(record.rows["metric"] != metric, 0.0))
     finished = replace(record, rows=rows)
     assert row not in tables.show(tables.gap_table({"A": [finished]})).index
-    more = rows[rows["metric"] == "active_units"].assign(metric="unfinished_ascents", value=3.0)
+    more = rows[rows["metric"] == "active_units"].assign(metric=metric, value=3.0)
     flagged = replace(record, rows=pd.concat([rows, more]))
     assert tables.show(tables.gap_table({"A": [flagged]})).loc[row, "A"] == "3.0"
     none = replace(record, rows=pd.concat([rows, more.assign(value=0.0)]))
-    uncounted = replace(record, rows=rows[rows["metric"] != "unfinished_ascents"])
+    uncounted = replace(record, rows=rows[rows["metric"] != metric])
     both = tables.show(tables.gap_table({"A": [flagged, none], "B": [none], "C": [uncounted, uncounted]}))
     assert list(both.loc[row]) == ["1.5", "0.0", ""]
 

@@ -55,8 +55,10 @@ ROWS = {
     "amortization_encoder_form": "amortization gap, in the encoder's numbers",
     "inference": "inference gap",
     "bdmc_width": "BDMC width",
-    "unfinished": "images with unfinished ascents, a run",
+    "unfinished_ascents": "images with unfinished ascents, a run",
+    "missed_modes": "images with a missed mode, of those looked at, a run",
 }
+_COUNTS = ("unfinished_ascents", "missed_modes")  # of images; no row where there is nothing to say
 
 
 def headline(record: Record, split: str = "train", first: int | None = None, **labels: Any) -> pd.DataFrame:
@@ -81,9 +83,10 @@ def _headline(record: Record, split: str, first: int | None, **labels: Any) -> p
     if len(width):
         value, error = width[["value", "mcse"]].iloc[0]
         summary.loc["bdmc_width", ["mean", "mcse"]] = value, error
-    unfinished = record.select(metric="unfinished_ascents", split=split, **labels)["value"]
-    if len(unfinished):  # records made before they were counted say nothing
-        summary.loc["unfinished", ["mean", "mcse"]] = unfinished.sum(), 0.0
+    for name in _COUNTS:
+        counted = record.select(metric=name, split=split, **labels)["value"]
+        if len(counted):  # records made before they were counted say nothing
+            summary.loc[name, ["mean", "mcse"]] = counted.sum(), 0.0
     return summary
 
 
@@ -133,8 +136,7 @@ def gap_table(found: Mapping[str, Sequence[Record]], split: str = "train", **lab
     if not columns:
         return pd.DataFrame()
     table = pd.concat(columns, axis=1)
-    if "unfinished" in table.index and not table.loc["unfinished", (slice(None), "mean")].any():
-        table = table.drop(index="unfinished")  # no row where there is nothing to say
+    table = table.drop(index=[c for c in _COUNTS if c in table.index and not table.loc[c, (slice(None), "mean")].any()])
     return table.loc[[row for row in ROWS if row in table.index]].rename(index=ROWS)
 
 
@@ -156,7 +158,7 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
     for label in dict.fromkeys(table.columns.get_level_values(0)):
         cells = {}
         for row, values in table[label].dropna(subset="mean").iterrows():
-            if row == ROWS["unfinished"]:
+            if row in [ROWS[name] for name in _COUNTS]:
                 cells[row] = f"{values['mean']:.1f}"
                 continue
             error = values["images"] if "gap" in str(row) else values["mcse"]
