@@ -37,8 +37,10 @@ def test_estimators_meet_the_oracles(tmp_path: Path) -> None:
         assert len(rows) == 3 + 2, "three estimators of real images, and two lengths of the published annealing"
         for way, (error, mcse) in rows.iterrows():
             assert error < 5 * mcse + 1e-3, f"{way} is a lower bound"
-    linear = record.select(split="oracle, linear-Gaussian").set_index("model")["value"]
-    assert abs(linear["AIS from q*_full"]) < 1e-3
+    certain = record.select(split="oracle, linear-Gaussian", metric="log_p_error").set_index("model")
+    linear, error = certain["value"], certain["mcse"]["AIS from q*_full"]
+    # where forces are rounded to bfloat16, its error is 6e-4, and a fixed gate of 1e-3 would hold by luck
+    assert abs(linear["AIS from q*_full"]) < 4 * error < 4e-3
     assert linear["AIS from the prior, linear, 16 temperatures"] < linear["AIS from q*_full"] - 1
     shown = certified.oracles(record)
     assert shown.loc["AIS from q*_full", "linear-Gaussian"].startswith(f"{linear['AIS from q*_full']:.4f}"[:6])
