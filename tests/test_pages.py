@@ -267,13 +267,22 @@ def test_images_in_doubt_are_counted_in_the_table(record: runs.Record, metric: s
     rows = record.rows.assign(value=record.rows["value"].where(record.rows["metric"] != metric, 0.0))
     finished = replace(record, rows=rows)
     assert row not in tables.show(tables.gap_table({"A": [finished]})).index
+    assert row not in tables.levels(tables.headline(finished)).index
     more = rows[rows["metric"] == "active_units"].assign(metric=metric, value=3.0)
     flagged = replace(record, rows=pd.concat([rows, more]))
     assert tables.show(tables.gap_table({"A": [flagged]})).loc[row, "A"] == "3.0"
+    assert list(tables.levels(tables.headline(flagged)).loc[row]) == ["3", ""]
     none = replace(record, rows=pd.concat([rows, more.assign(value=0.0)]))
     uncounted = replace(record, rows=rows[rows["metric"] != metric])
     both = tables.show(tables.gap_table({"A": [flagged, none], "B": [none], "C": [uncounted, uncounted]}))
     assert list(both.loc[row]) == ["1.5", "0.0", ""]
+
+
+def test_levels_have_intervals_only_where_they_vary_over_images(record: runs.Record):
+    shown = tables.levels(tables.headline(record))
+    assert "nan" not in shown.to_string() and shown.loc["BDMC width", "95 % over images"] == ""
+    low, high = shown.loc["inference gap", "95 % over images"].strip("[]").split(", ")
+    assert float(low) < tables.headline(record).loc["inference", "mean"] < float(high)
 
 
 def test_seeds_need_not_have_the_same_rows(record: runs.Record):

@@ -177,15 +177,21 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
 
 
 def levels(summary: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `paired.summarize` to be read: "mean ± Monte Carlo error" and the interval over images, nats."""
+    """Rows of a `headline` to be read: "mean ± Monte Carlo error" in nats and the interval over images, if it has one.
+
+    Counts of images stand only where there are any.
+    """
     import pandas as pd
 
     rows = {}
     for name, row in summary.iterrows():
+        if name in _COUNTS and not row["mean"]:
+            continue
         plain = str(name).partition("_")[0]
         label = ROWS.get(str(name)) or (f"{plain} gap" if plain in ("approximation", "amortization") else str(name))
-        interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-        rows[label] = {"mean ± mcse": plus_minus(row["mean"], row["mcse"]), "95 % over images": interval}
+        value = f"{row['mean']:.0f}" if name in _COUNTS else plus_minus(row["mean"], row["mcse"])
+        interval = "" if math.isnan(row["ci_low"]) else f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+        rows[label] = {"mean ± mcse": value, "95 % over images": interval}
     return pd.DataFrame(rows).T.rename_axis(columns="nats")
 
 
