@@ -16,7 +16,7 @@ from vaegap.rounding import plus_minus, unbroken
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["side_by_side", "sources"]
+__all__ = ["printed", "side_by_side", "sources"]
 
 _PLAIN = (", 200-200", ", annealed")  # how pages call the standard model beside a changed one
 _ROWS = ("log_p", "L_star_aux_flow", "L_star_gaussian", "L_q", "approximation", "amortization", "inference")
@@ -40,10 +40,8 @@ def side_by_side(found: Mapping[str, Sequence[Record]], title: str, root: Path |
     columns: dict[str, dict[tuple[str, str], str]] = {}
     for content in _contents(root).values():
         for label in found:
-            values = content["columns"].get(f"{title}, {_plain(label)}", ())
-            for row, printed in zip(content["rows"], values, strict=False):
-                if printed != "null":
-                    columns.setdefault(content["name"], {})[label, row] = printed
+            for row, value in _printed(content, title, label).items():
+                columns.setdefault(content["name"], {})[label, row] = value
     columns["ours"] = {(label, row): cell for label, cells in _ours(found).items() for row, cell in cells.items()}
     index = [(label, row) for label in found for row in _ROWS if any((label, row) in c for c in columns.values())]
     table = pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(index) if index else None).fillna("–")
@@ -60,10 +58,29 @@ def sources(table: pd.DataFrame, root: Path | None = None) -> Caption:
     return Caption(". ".join([*(said or ["nobody's numbers for these models are known to us"]), ours, *fewer]))
 
 
-def _plain(label: str) -> str:
+def printed(title: str, label: str, who: str = "paper", root: Path | None = None) -> tuple[str, dict[str, str]]:
+    """What a source calls itself, and its numbers for one model as they were printed, by row.
+
+    Args:
+        title: the data set, as the pages call it.
+        label: the model, as the pages call it.
+        who: key of `published.yaml`.
+        root: the project's.
+
+    Example:
+        >>> name, numbers = printed("MNIST", "q_FFG")
+        >>> name, sorted(numbers)[:2]
+        ('the paper (unverified)', ['L_q', 'L_star_aux_flow'])
+    """
+    content = _contents(root)[who]
+    return content["name"], _printed(content, title, label)
+
+
+def _printed(content: Mapping[str, Any], title: str, label: str) -> dict[str, str]:
     for suffix in _PLAIN:
         label = label.removesuffix(suffix)
-    return label
+    values = content["columns"].get(f"{title}, {label}", ())
+    return {row: value for row, value in zip(content["rows"], values, strict=False) if value != "null"}
 
 
 def _ours(found: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, str]]:
