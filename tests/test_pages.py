@@ -122,6 +122,13 @@ def test_wrong_parameters_are_named(name: str, values: dict[str, Any], words: li
     assert asked == [], "before anything is computed"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notes_that_a_ledger_points_to_stand_under_it(path: Path):
+    """A row says "note below"."""
+    shown = sum("tables.ledger(" in cell for cell in cells(path.stem))
+    assert sum("wording.notes(" in cell for cell in cells(path.stem)) >= min(shown, 1)
+
+
 # ---- captions -------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def record() -> runs.Record:

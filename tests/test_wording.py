@@ -122,6 +122,12 @@ def test_nothing_is_said_of_what_is_not_there(say):
     assert wording.over_training({"standard": []}) == tables.NOTHING
 
 
+def test_notes_name_their_checks_in_full():
+    """Also those whose stars Markdown would take for italics."""
+    ledger = pd.DataFrame({"claim": ["C9", "C9"], "check": ["L[q*] and L[q*_AF]", "b"], "caveat": ["Beware.", ""]})
+    assert str(wording.notes(ledger)) == r"- **C9, L[q\*] and L[q\*_AF].** Beware."
+
+
 def test_notebooks_show_words_as_markdown(capsys: pytest.CaptureFixture[str]):
     words = wording.Words("- **a**")
     assert words._repr_markdown_() == "- **a**"

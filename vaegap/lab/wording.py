@@ -89,6 +89,7 @@ def notes(ledger: pd.DataFrame) -> Words:
     points = []
     for caveat, checks in told.groupby("caveat", sort=False):
         names = "; ".join(f"{claim}, {check}" for claim, check in checks[["claim", "check"]].to_numpy())
+        names = names.replace("*", r"\*")  # of q*: else the rest would be set in italics
         points.append(f"- **{names}.** {caveat}")
     return Words("\n".join(points))
 
