@@ -79,7 +79,7 @@ gap_decomposition = register(
             "keep_weights": True,
         },
         {"laptop": _BIG, "paper": _BIG},
-        verify=_later("decompositions", "verify_gaps"),
+        verify=_later("again", "verify_gaps"),
         weights=_weights,
         train=_train,
     )
@@ -97,7 +97,7 @@ encoder_form = register(
             "certify": 10,
         },
         {profile: {"num_train": 100, "num_heldout": 50, "certify": 50} for profile in ("laptop", "paper")},
-        verify=_later("encoder_form", "verify_form"),
+        verify=_later("again", "verify_form"),
         weights=_weights,
         train=_train,
     )
@@ -126,7 +126,7 @@ generalization = register(
                 "families": ["gaussian", "full_gaussian"],
             },
         },
-        verify=_later("over_training", "verify_generalization"),
+        verify=_later("again", "verify_generalization"),
         needs="bdmc_width",
         weights=_weights,
         train=_train,
