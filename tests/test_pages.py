@@ -122,6 +122,14 @@ def test_wrong_parameters_are_named(name: str, values: dict[str, Any], words: li
     assert asked == [], "before anything is computed"
 
 
+@pytest.mark.parametrize("name", [name for name in BOOK if name not in ("claims", "quickstart", "posterior_2d")])
+def test_one_data_set_can_be_asked_for(name: str, asked: list[str]):
+    """As papermill gives it: `-p dataset fashion-mnist -p profile quick`, whether a page takes one or many."""
+    with pytest.raises(Stop):
+        play(name, {"dataset": "fashion-mnist", "profile": "quick"})
+    assert asked
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notes_that_a_ledger_points_to_stand_under_it(path: Path):
     """A row says "note below"."""

@@ -12,7 +12,15 @@ from notebook_lab import CELL, notebook
 
 from vaegap.lab import parameters
 from vaegap.lab.errors import GridError
-from vaegap.lab.parameters import ParameterError, Rule, check, check_values, declared_in, read_notebook
+from vaegap.lab.parameters import (
+    ParameterError,
+    Rule,
+    check,
+    check_values,
+    declared_in,
+    read_notebook,
+    spelled_out,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,6 +111,42 @@ def test_check_in_a_kernel(injected: dict[str, Any], bad: bool) -> None:
             check(namespace)
     else:
         check(namespace)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"variant": "flow"}, {"variants": ["flow"]}),
+        ({"variants": "flow"}, {"variants": ["flow"]}),
+        ({"seed": 3}, {"seeds": [3]}),
+        ({"seed": [3, 4]}, {"seeds": [3, 4]}),
+        ({"family": "flow"}, {"families": ["flow"]}),
+        ({"width": 5}, {"width": 5}),
+        ({}, {}),
+    ],
+)
+def test_one_of_many_is_a_list_of_one(given: dict[str, Any], meant: dict[str, Any]) -> None:
+    cell = f"{LISTS}\nfamilies: list[str] = ['gaussian']"
+    usual = {name: p.value for name, p in declared_in(cell).items()}
+    space = usual | given | {"In": [cell, "# Parameters\n" + "\n".join(f"{k} = {v!r}" for k, v in given.items())]}
+    check(space, **RULES)
+    assert {name: space[name] for name in usual} == usual | meant
+    assert spelled_out(declared_in(cell), given) == meant
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"variant": "flwo"}, "'variants' must be one of standard, flow"),
+        ({"seed": "x"}, r"'seeds' of this notebook must be list\[int\]"),
+        ({"seed": 1, "seeds": [2]}, "the same parameter"),
+        ({"widths": 3}, "no parameter 'widths'.*Did you mean 'width'"),
+    ],
+)
+def test_one_of_many_is_checked_like_many(given: dict[str, Any], needed: str) -> None:
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    with pytest.raises(ParameterError, match=needed):
+        check({"In": [LISTS, injected], **given}, **RULES)
 
 
 def test_check_outside_a_notebook_does_nothing() -> None:

@@ -47,7 +47,7 @@ def run_notebook(
         raise typer.BadParameter(f"-o takes a file, such as {output / target.name}, not the folder {output}")
     if output is not None and output.exists() and output.samefile(target):
         raise typer.BadParameter(f"-o names the notebook itself, which stays as it is: {output}")
-    values = _values(declared, given)
+    values = parameters.spelled_out(declared, _values(declared, given))
     if "profile" in declared:
         values.setdefault("profile", profile)
     parameters.check_values(declared, values, f"notebook {target.name}")

@@ -33,7 +33,7 @@ def active_units(groups: Mapping[str, Found]) -> pd.DataFrame | str:
     return pd.DataFrame(units).T.astype("Int64").astype(object).fillna("no run yet") if units else NOTHING
 
 
-def shares(found: Found, split: str = "train") -> pd.DataFrame | str:
+def shares(found: Found, split: str = "train", title: str = "") -> pd.DataFrame | str:
     """Active units and the approximation gap divided by their number, a row a model; a sentence without runs.
 
     An inactive latent has the prior as its posterior, which every family holds: only active ones can cost anything.
@@ -41,6 +41,7 @@ def shares(found: Found, split: str = "train") -> pd.DataFrame | str:
     Args:
         found: records by model.
         split: of the images.
+        title: the data set, to stand above the labels.
 
     Returns:
         Columns: active units (of each training run), and nats a unit: mean ± half width of the interval over images,
@@ -60,7 +61,7 @@ def shares(found: Found, split: str = "train") -> pd.DataFrame | str:
             "active units": ", ".join(map(str, units)),
             "approximation gap per active unit (nats)": plus_minus(each.mean(), half.mean(), over_seeds(each.tolist())),
         }
-    return pd.DataFrame(rows).T if rows else NOTHING
+    return pd.DataFrame(rows).T.rename_axis(columns=title or None) if rows else NOTHING
 
 
 def plane_gaps(record: Record) -> pd.DataFrame:

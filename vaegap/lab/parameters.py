@@ -18,7 +18,7 @@ import os
 import tokenize
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,16 @@ from typing import Any
 from vaegap.errors import InputError
 from vaegap.lab.errors import GridError
 
-__all__ = ["Parameter", "ParameterError", "Rule", "check", "check_values", "declared_in", "read_notebook"]
+__all__ = [
+    "Parameter",
+    "ParameterError",
+    "Rule",
+    "check",
+    "check_values",
+    "declared_in",
+    "read_notebook",
+    "spelled_out",
+]
 
 _INJECTED = "# Parameters"  # how papermill begins the cell that it puts in
 _TYPES: dict[str, Any] = {t.__name__: t for t in (str, int, float, bool, list, dict, tuple)} | {
@@ -184,14 +193,43 @@ def check_values(
             raise ParameterError(f"parameter {name!r} must be {demand}, not {value!r}")
 
 
-def check(namespace: Mapping[str, Any], **rules: Rule | Collection[Any]) -> None:
+def spelled_out(declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a notebook declares them: a single item for a list of one, also under the singular of the list's name.
+
+    So `-p dataset fashion-mnist` does what one expects of a notebook with a list of `datasets`.
+
+    Args:
+        declared: as from `read_notebook`.
+        given: the values, by name.
+
+    Raises:
+        ParameterError: a list is given under both of its names.
+
+    Example:
+        >>> spelled_out(declared_in("datasets: list[str] = ['mnist']"), {"dataset": "cifar10"})
+        {'datasets': ['cifar10']}
+    """
+    values: dict[str, Any] = {}
+    for short, value in given.items():
+        many = [name for name in (f"{short}s", f"{short.removesuffix('y')}ies") if name in declared]
+        name = many[0] if short not in declared and many else short
+        if name != short and name in given:
+            raise ParameterError(f"{short!r} and {name!r} are the same parameter: give one of them")
+        alone = name in declared and not declared[name].accepts(value) and declared[name].accepts([value])
+        values[name] = [value] if alone else value
+    return values
+
+
+def check(namespace: MutableMapping[str, Any], **rules: Rule | Collection[Any]) -> None:
     """Refuse parameters that this notebook does not have, values of the wrong type, and those that are not allowed.
+
+    A single item for a list, and the singular of a list's name, are taken as such (`spelled_out`).
 
     To be called in the first code cell after the parameters, as `check(globals())`. It looks at the cells that the
     kernel has run: the last one that only declares variables, and what papermill put behind it.
 
     Args:
-        namespace: the notebook's `globals()`.
+        namespace: the notebook's `globals()`; a list that was given as a single item is put in as a list.
         rules: for some parameters, the values that are allowed: `check(globals(), profile=("quick", "laptop"))`, for
             lists and numbers also a `Rule`: `seeds=Rule(low=0, least=1)`.
 
@@ -207,8 +245,10 @@ def check(namespace: Mapping[str, Any], **rules: Rule | Collection[Any]) -> None
         elif source.lstrip().startswith(_INJECTED):
             injected |= set(declared_in(source))
     if declared:
-        names = [*injected, *(name for name in declared if name not in injected)]
-        check_values(declared, {name: namespace[name] for name in names if name in namespace}, rules=rules)
+        given = spelled_out(declared, {name: namespace[name] for name in injected if name in namespace})
+        usual = {name: namespace[name] for name in declared if name in namespace and name not in given}
+        check_values(declared, {**given, **usual}, rules=rules)
+        namespace.update(given)
 
 
 def _only_declares(source: str) -> bool:
