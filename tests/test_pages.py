@@ -267,14 +267,16 @@ def test_labels_under_bars_do_not_run_together(record: runs.Record, labels: list
         assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
-@pytest.mark.parametrize("width", [0.05, 0.2])
+@pytest.mark.parametrize("width", [0.05, 0.2, -0.05, -0.2])
 def test_wide_sandwiches_are_marked(record: runs.Record, width: float):
-    table = tables.gap_table({"A": [record]})
-    table.loc["BDMC width", ("A", "mean")] = width
-    shown = tables.show(table)
+    """Also where the other training runs' are narrow, and where the bounds stand in the wrong order."""
+    rows = record.rows.copy()
+    rows.loc[rows["metric"] == "bdmc_width", "value"] = width
+    shown = tables.show(tables.gap_table({"A": [record, replace(record, rows=rows), record]}))
     assert not isinstance(shown, str)
     assert "±\N{NO-BREAK SPACE}" in shown.loc["L[q]", "A"] and "± " not in shown.to_string()
-    assert ("above" in shown.loc["BDMC width", "A"]) == (width > tables.WIDEST)
+    assert ("above" in shown.loc["BDMC width", "A"]) == (abs(width) > tables.WIDEST)
+    assert ("above" in tables.width_cell(width, 0.01)) == (abs(width) > tables.WIDEST)
 
 
 @pytest.mark.parametrize("metric", ["unfinished_ascents", "missed_modes"])

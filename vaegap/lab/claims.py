@@ -17,7 +17,7 @@ from vaegap.errors import InputError
 from vaegap.lab import runs
 from vaegap.lab.expressions import evaluate, names
 from vaegap.lab.files import find_root
-from vaegap.lab.judging import VERDICTS, Check, Verdict, judge
+from vaegap.lab.judging import UNDECIDED, VERDICTS, Check, Verdict, judge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,11 +31,16 @@ __all__ = [
     "evaluate",
     "judge",
     "ledger",
+    "overall",
     "published",
     "read_claims",
     "report",
     "said",
 ]
+
+
+_NO_RUN, _NOT_MEASURED = "no run yet", "not measured yet"
+_FROM_THE_WORST = ("not reproduced", _NO_RUN, _NOT_MEASURED, UNDECIDED, "same direction", "reproduced")
 
 
 def read_claims(path: str | Path | None = None) -> list[dict[str, Any]]:
@@ -134,26 +139,59 @@ def ledger(
     return pd.DataFrame(rows)
 
 
+def overall(table: pd.DataFrame) -> pd.DataFrame:
+    """The verdict on each claim as a whole: the worst of those on its checks that were fixed before the runs.
+
+    A claim holds where all of its checks do. From the worst: not reproduced, no run or nothing measured yet, undecided,
+    same direction, reproduced.
+
+    Args:
+        table: a ledger.
+
+    Returns:
+        a row a claim; columns claim (in words), verdict, checks ("2 of 3 reproduced").
+    """
+    import pandas as pd
+
+    rows = {}
+    for (claim, statement), checks in table[~table["added"]].groupby(["claim", "statement"], sort=False):
+        each = [decided(row) for _, row in checks.iterrows()]
+        held = f"{each.count(VERDICTS[0])} of {len(each)} reproduced"
+        rows[claim] = {"claim": statement, "verdict": min(each, key=_FROM_THE_WORST.index), "checks": held}
+    return pd.DataFrame(rows).T
+
+
 def report(results: str | Path | None = None, profile: str | None = None, claims: str | Path | None = None) -> str:
-    """The ledger as text: a line a claim, a line a check under it, how many checks have which verdict, and how many of
-    the records are of older code."""
+    """The ledger as text: a line a claim with its verdict as a whole, a line a check under it, how many checks have
+    which verdict, and how many of the records are of older code."""
     table = ledger(profile, results, claims)
     table["decided"] = [decided(row) for _, row in table.iterrows()]
+    whole = overall(table)
     lines = []
     for (claim, section, statement), checks in table.groupby(["claim", "section", "statement"], sort=False):
         lines += ["", f"{claim} ({section}) {statement}"]
+        if claim in whole.index:
+            lines.append(f"   as a whole: {whole.loc[claim, 'verdict']} ({whole.loc[claim, 'checks']})")
         for _, row in checks.iterrows():
             late = " (added after the first runs)" if row["added"] else ""
             lines.append(f"   {row['decided']:24s} {row['check']}{late}: {describe(row)}")
             lines += [f"{'':28s}{line}" for line in wrap(row["caveat"], 92)]
+    lines += ["", f"claims as a whole: {_counted(whole['verdict'])}"] if len(whole) else []
     for added, checks in table.groupby("added"):
-        noted = checks[checks["caveat"] != ""]["decided"].value_counts()
-        counts = ", ".join(
-            f"{n} {verdict}" + (f" ({noted[verdict]} with a note)" if verdict in noted else "")
-            for verdict, n in checks["decided"].value_counts().items()
-        )
+        marks = {"with a note": checks["caveat"] != "", "of one training run": checks["num_seeds"] == 1}
+        counts = _counted(checks["decided"], {said: checks[mark]["decided"] for said, mark in marks.items()})
         lines += ["", f"{'added after the first runs' if added else 'fixed before the runs'}: {counts}"]
     return "\n".join([*lines[1:], *_older(table, results)])
+
+
+def _counted(verdicts: pd.Series, marked: Mapping[str, pd.Series] | None = None) -> str:
+    """How often each verdict occurs, the most frequent first, and how many of these have which mark."""
+    parts = []
+    for verdict, number in verdicts.value_counts().items():
+        known = [(int((part == verdict).sum()), said) for said, part in (marked or {}).items()]
+        marks = ", ".join(f"{count} {said}" for count, said in known if count)
+        parts.append(f"{number} {verdict}" + (f" ({marks})" if marks else ""))
+    return ", ".join(parts)
 
 
 def _older(table: pd.DataFrame, results: str | Path | None) -> list[str]:
@@ -169,7 +207,7 @@ def decided(row: Mapping[str, Any]) -> str:
     """The verdict of a row of the ledger to be read: want of runs, or of what was measured in them, is said as such."""
     if row["num_seeds"]:
         return str(row["verdict"])
-    return "not measured yet" if row["lacking"] else "no run yet"
+    return _NOT_MEASURED if row["lacking"] else _NO_RUN
 
 
 def describe(row: Mapping[str, Any]) -> str:
