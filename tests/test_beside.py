@@ -50,14 +50,32 @@ def test_others_stand_beside_ours(tmp_path: Path, changed: str) -> None:
 @pytest.mark.parametrize("who", STORED)
 def test_what_is_stored_can_be_shown(who: str) -> None:
     content = STORED[who]
-    assert {"name", "source", "status", "rows", "columns"} == set(content)
-    assert set(content["rows"]) <= set(beside._ROWS)
+    assert {"name", "source", "status", "rows", "columns"} == set(content) - {"split"}
+    split = content.get("split", "train")
+    assert split in ("train", "test") and set(content["rows"]) <= set(beside._ROWS)
     for key, values in content["columns"].items():
         assert len(values) == len(content["rows"]), key
         title, _, label = key.partition(", ")
         assert title in tables.DATASETS.values(), key
-        shown = beside.side_by_side({label: []}, title)[content["name"]]
+        table = beside.side_by_side({label: []}, title, split)
+        shown = table[content["name"]]
         assert (shown != "–").sum() == sum(value is not None for value in values), "all of it"
+        assert content["source"].split(",")[0] in repr(beside.sources(table))
+
+
+def test_held_out_images_stand_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And only where others have numbers of theirs."""
+    made = record(tmp_path, 2.0, 3.0, heldout=30)
+    beside.show({"MNIST": {"q_FFG": [made]}})
+    shown = capsys.readouterr().out
+    assert shown.index("MNIST, training images, nats") < shown.index("MNIST, held-out images, nats")
+    for split in ("train", "test"):
+        ours = beside.side_by_side({"q_FFG": [made]}, "MNIST", split)["ours"]["q_FFG", "inference gap"]
+        assert float(ours.split(" ")[0]) == pytest.approx(
+            tables.headline(made, split).loc["inference", "mean"], abs=0.1
+        )
+    beside.show({"5,000 digits": {"q_FFG": [made]}})
+    assert "held-out" not in capsys.readouterr().out
 
 
 def test_models_are_stored_under_the_names_that_pages_use() -> None:
