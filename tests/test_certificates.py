@@ -69,6 +69,9 @@ def test_tables_of_ways_follow_the_record(tmp_path: Path) -> None:
 
     record = experiments.run("certificates", SMALL, "laptop", tmp_path, compute=compute)
     table = certified.sandwiches(record)
+    again = certified.repeated({"MNIST": [record, record]})
+    assert not isinstance(again, str) and list(again.iloc[:, 0]) == list(again.iloc[:, -1])
+    assert {again.iloc[:, 0][way] for way in again.index} == set(table["width (nats)"])
     assert list(table.index) == ["narrow", "wide"]
     assert list(table["width (nats)"]) == ["0.020 ± 0.010", "0.300 ± 0.010 (above 0.1)"]
     assert list(certified.estimates(record)["share with k̂ > 0.7"]) == ["–", 0.25]

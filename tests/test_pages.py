@@ -22,6 +22,7 @@ from vaegap.lab.parameters import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "workflow" / "book.yaml").read_text())
+ROW = {"split": "train", "metric": "L_q", "value": -90.0, "unit": "nats"}
 OWN = {"quickstart"}  # its run is smaller than the tables' are, and its own
 
 matplotlib.use("Agg")
@@ -193,7 +194,7 @@ def test_a_run_on_fewer_images_stands_in_until_the_whole_one_is_there(made: Call
     assert [r.run_id for r in found["A"]] == [half.run_id] and not found.missing
     wanted = experiments.identify("gap_decomposition", {}, "laptop")
     for shown in (tables.caption(found), tables.caption({"digits": found})):
-        said = "500 of 1,000 training and 250 of 500 held-out images"
+        said = "500 of 1,000 training images and 250 of 500 held-out images"
         assert f"so far {said}: " in shown.summary
         assert f"{wanted} is not done, so far {said}" in shown._repr_html_(), "pages show it, and depend on that run"
     assert said in repr(beside.sources(beside.side_by_side(found, "digits")))
@@ -202,6 +203,19 @@ def test_a_run_on_fewer_images_stands_in_until_the_whole_one_is_there(made: Call
     found = ask([0])
     assert [r.run_id for r in found["A"]] == [whole.run_id]
     assert "so far" not in repr(tables.caption({"digits": found}))
+
+
+def test_fewer_images_of_both_kinds_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where one number says how many."""
+    monkeypatch.setenv("VAEGAP_RESULTS", str(tmp_path))
+    monkeypatch.setattr(runs, "find_root", lambda: tmp_path)
+    few, _ = (
+        experiments.run("generalization", {"num_images": n}, "laptop", tmp_path, compute=lambda _: [ROW])
+        for n in (500, 2000)
+    )
+    found = gathering.collect({"A": {}}, "laptop", compute=False, experiment="generalization")
+    assert [r.run_id for r in found["A"]] == [few.run_id] and not found.missing
+    assert "so far 500 of 1,000 images of each kind: A, seed 0" in repr(tables.caption(found))
 
 
 def test_records_of_an_older_protocol_do_not_stand_in(made: Callable[..., runs.Record]):

@@ -98,7 +98,10 @@ def caption(source: Any) -> Caption:
         parts += ["; ".join(_distinct(_machine(r.info.get("provenance", {})) for r in known))]
         parts += [f"{_duration(sum(r.info.get('wall_seconds', 0.0) for r in known))}{' in all' * (len(known) > 1)}"]
         parts += ["code changed since for some"] * any(r.stale for r in known)
-    parts += [f"so far {images}: {label}, seed {seed}" for label, seed, _, images in fewer]
+    smaller: dict[str, list[tuple[str, int, str]]] = {}
+    for label, seed, run, images in fewer:
+        smaller.setdefault(images, []).append((label, seed, run))
+    parts += [f"so far {images}: {'; '.join(_gaps(each))}" for images, each in smaller.items()]
     parts += [f"not there: {gone}"] if gone else []
     return Caption(" · ".join(parts), tuple(items), _data(known))
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vaegap.lab.records import Record
-from vaegap.lab.tables import width_cell
+from vaegap.lab.tables import NOTHING, width_cell
 from vaegap.rounding import plus_minus
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["estimates", "oracles", "sandwiches"]
+__all__ = ["estimates", "oracles", "repeated", "sandwiches"]
 
 
 def sandwiches(record: Record) -> pd.DataFrame:
@@ -31,6 +32,23 @@ def sandwiches(record: Record) -> pd.DataFrame:
         shown[f"{title} (nats)"] = [cell(value, error) for value, error in pairs]
     shown["seconds"] = [f"{seconds:.0f}" for seconds in wide["seconds"]]
     return shown.rename_axis(index=None, columns=None)
+
+
+def repeated(found: Mapping[str, Sequence[Record]]) -> pd.DataFrame | str:
+    """The width of every way on every training run, a row a way and a column a run; a sentence without records.
+
+    Args:
+        found: model -> "certificates" records, one a seed.
+    """
+    import pandas as pd
+
+    columns = {}
+    for label, records in found.items():
+        for record in records:
+            widths = record.select(split="simulated", metric="bdmc_width").set_index("model")[["value", "mcse"]]
+            cells = {way: width_cell(*row) for way, row in widths.iterrows()}
+            columns[label, f"seed {record.params['seed']}"] = cells
+    return pd.DataFrame(columns).fillna("–") if columns else NOTHING
 
 
 def estimates(record: Record) -> pd.DataFrame:

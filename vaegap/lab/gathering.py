@@ -11,7 +11,7 @@ from vaegap.lab.records import Record
 
 __all__ = ["DATASETS", "Found", "collect"]
 
-_COUNTS = ("num_train", "num_heldout")
+_COUNTS = {"num_train": "training images", "num_heldout": "held-out images", "num_images": "images of each kind"}
 
 
 def collect(
@@ -55,18 +55,18 @@ def collect(
 def _on_fewer(experiment: str, settings: Mapping[str, Any], profile: str) -> tuple[Record | None, str]:
     """The record of a run that differs in measuring fewer images alone, of several that with the most; how many."""
     asked = experiments.resolve(experiments.get(experiment), settings, profile)
+    counted = [name for name in _COUNTS if name in asked]
 
     def smaller(record: Record) -> bool:
-        if record.experiment != experiment or not set(_COUNTS) <= set(asked):
+        if record.experiment != experiment:
             return False
-        own = {name: record.params[name] for name in (*_COUNTS, "checked") if name in asked}
-        if any(own[name] > asked[name] for name in _COUNTS) or all(own[name] == asked[name] for name in _COUNTS):
+        own = {name: record.params[name] for name in (*counted, "checked") if name in asked}
+        if any(own[name] > asked[name] for name in counted) or all(own[name] == asked[name] for name in counted):
             return False
         return experiments.identify(experiment, {**settings, **own}, profile) == record.run_id
 
     records = [record for record in runs.list_records() if smaller(record)]
     if not records:
         return None, ""
-    most = max(records, key=lambda record: [record.params[name] for name in _COUNTS])
-    train, heldout = (f"{most.params[name]:,} of {asked[name]:,}" for name in _COUNTS)
-    return most, f"{train} training and {heldout} held-out images"
+    most = max(records, key=lambda record: [record.params[name] for name in counted])
+    return most, " and ".join(f"{most.params[name]:,} of {asked[name]:,} {_COUNTS[name]}" for name in counted)

@@ -116,12 +116,12 @@ generalization = register(
         },
         {
             "laptop": {
-                "num_images": 500,
+                "num_images": 1000,
                 "fractions": [0.03, 0.1, 0.3, 0.6, 1.0],
                 "families": ["gaussian", "full_gaussian"],
             },
             "paper": {
-                "num_images": 500,
+                "num_images": 1000,
                 "fractions": [0.03, 0.12, 0.5, 0.85, 1.0],
                 "families": ["gaussian", "full_gaussian"],
             },
