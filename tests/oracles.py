@@ -9,9 +9,11 @@ from torch import Tensor
 
 import vaegap
 from vaegap.posteriors import FAMILIES, Posterior, make_family
+from vaegap.registering import register
 
 torch.set_num_threads(1)  # results and CPU seconds then do not depend on the machine
 
+register()
 FAMILY_NAMES = tuple(FAMILIES)  # the registry: a new family is tested on arrival
 BESIDE_GAUSSIANS: tuple[str, ...] = ()  # families that hold no Gaussian, so need not reach what the Gaussians reach
 HOLD_GAUSSIANS = tuple(name for name in FAMILY_NAMES if name not in BESIDE_GAUSSIANS)

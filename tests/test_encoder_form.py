@@ -75,7 +75,8 @@ def test_a_record_holds_both_optima_and_can_be_verified(tmp_path: Path, monkeypa
     vae = VAE((1, 28, 28), 4, "flow", encoder_hidden=(8,), decoder_hidden=(8,), seed=0).eval()
     monkeypatch.setattr("vaegap.lab.protocols.encoder_form.model_of", lambda *_: (vae, {}))
     params = {"family": "flow", "num_train": 3, "num_heldout": 2, "certify": 2}
-    monkeypatch.setattr("vaegap.lab.protocols.encoder_form.kept_model", lambda *_: vae)
+    for module in ("encoder_form", "again"):
+        monkeypatch.setattr(f"vaegap.lab.protocols.{module}.kept_model", lambda *_: vae)
     unkept = dataclasses.replace(experiments.get("encoder_form"), weights=None)
     monkeypatch.setitem(experiments._registry, "encoder_form", unkept)
     record = experiments.run("encoder_form", params, "quick", tmp_path)

@@ -155,6 +155,8 @@ def test_every_familys_weights_meet_quadrature(name: str, form: str) -> None:
     log_p = quadrature(vae, x, points=201).log_p
     q = member(name, form, count=3, dim=2, spread=0.03)
     wide = Posterior(q.family, {**q.params, "mean": 0.3 * q.params["mean"], "logvar": q.params["logvar"] * 0 + 0.3})
+    contracts = 2 * (0.15 - wide.stddev.log())  # sigmoid scales halve z at every step
+    wide = Posterior(q.family, {**wide.params, "logvar": wide.params["logvar"] + contracts})
     with torch.no_grad():
         z, log_q = wide.rsample_and_log_prob(20_000, generator=torch.Generator().manual_seed(1))
         relative = (vae.log_joint(x, z) - log_q - log_p).exp()

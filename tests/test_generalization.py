@@ -94,5 +94,5 @@ def test_its_record_is_verified_by_the_last_epoch(tmp_path: Path) -> None:
     record = experiments.run("generalization", SMALL, "laptop", tmp_path)
     verdict = verify.verify_record(record)
     assert verdict.state == "agrees", verdict
-    assert verdict.rows == 2 * 2 * 3, "two sets of two images: L[q], and L[q*] of two families"
+    assert verdict.rows == 2 * 2 * 4, "two sets of two images: L[q], L[q*] of two families, and log p̂"
     changed_and_lost_weights_are_noticed(record, factor=1.1)

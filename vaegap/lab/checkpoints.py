@@ -18,11 +18,14 @@ from torch import Tensor
 
 from vaegap.lab.errors import CheckpointError
 from vaegap.lab.files import write_atomic
+from vaegap.registering import register
 
 if TYPE_CHECKING:
     from vaegap.models import VAE
 
 __all__ = ["load", "load_model", "save", "save_model"]
+
+register()  # a stored model may have one of them
 
 _KEY = "vaegap"  # our entry in the header of a safetensors file
 

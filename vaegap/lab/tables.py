@@ -47,6 +47,8 @@ ROWS = {
     "L_star_encoder_form": "L[q*_AF], in the encoder's numbers",
     "L_star_full_gaussian": "L[q*_full]",
     "L_star_flow": "L[q*_flow]",
+    "L_star_flow_on_z": "L[q*_flow on z]",
+    "L_star_blind_aux_flow": "L[q*_blind AF]",
     "L_star_spline": "L[q*_spline]",
     "L_star_gaussian": "L[q*_FFG]",
     "L_q": "L[q]",
