@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,17 @@ def test_the_direction_is_read_from_the_records(
 def test_one_run_of_each_says_nothing_of_how_runs_differ(tmp_path: Path) -> None:
     shown = longer.beside_the_print({"q": made(tmp_path / "a", [2.0])}, {"q": made(tmp_path / "b", [1.0])}, "MNIST")
     assert isinstance(shown, pd.DataFrame)
+    shown = shown.drop(index="BDMC width", level=1)
     assert set(shown["which is"]) == {"not known to how much"} and not shown["change"].str.contains("±").any()
+
+
+def test_log_p_of_either_schedule_comes_with_its_width(tmp_path: Path) -> None:
+    short, (long,) = made(tmp_path / "a", [2.0, 2.1]), made(tmp_path / "b", [1.0])
+    long = replace(long, info={**long.info, "profile": "paper"})
+    shown = longer.beside_the_print({"q": short}, {"q": [long]}, "MNIST")
+    assert isinstance(shown, pd.DataFrame)
+    widths = shown.xs("BDMC width", level=1).iloc[0]
+    assert (widths != "–").sum() == 2 and widths["change"] == "–"
 
 
 def test_without_longer_runs_there_is_a_sentence(tmp_path: Path) -> None:

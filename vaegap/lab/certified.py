@@ -52,12 +52,16 @@ def repeated(found: Mapping[str, Sequence[Record]]) -> pd.DataFrame | str:
 
 
 def estimates(record: Record) -> pd.DataFrame:
-    """log p̂ on real images by each estimator, of a "certificates" record: nats ± error, share of k̂ > 0.7."""
+    """log p̂ on real images by each estimator, of a "certificates" record: nats ± error, share of k̂ > 0.7, width."""
     values = record.select(split="train", metric="log_p").set_index("model").sort_values("value")
     heavy = record.select(metric="khat_above_0.7").set_index("model")["value"].rename("share with k̂ > 0.7")
     shown = values[["num_samples"]].rename(columns={"num_samples": "samples"}).astype(object)
     shown.insert(0, "log p̂ (nats)", [plus_minus(v, e) for v, e in values[["value", "mcse"]].to_numpy()])
     shown = shown.join(heavy.round(3).astype(object))
+    widths = record.select(split="simulated", metric="bdmc_width").set_index("model")[["value", "mcse"]]
+    for way, row in widths.iterrows():  # of the ways on simulated images one is used on real ones, too
+        if str(way).startswith("q*_full"):
+            shown.loc["AIS from q*_full", "BDMC width"] = width_cell(*row)
     return shown.where(shown.notna(), "–").rename_axis(index=None)  # annealing has neither samples nor k̂
 
 

@@ -143,21 +143,24 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
     """The verdict on each claim as a whole: the worst of those on its checks that were fixed before the runs.
 
     A claim holds where all of its checks do. From the worst: not reproduced, no run or nothing measured yet, undecided,
-    same direction, reproduced.
+    same direction, reproduced. Some parts of a claim have added checks only, so the worst of all stands beside.
 
     Args:
         table: a ledger.
 
     Returns:
-        a row a claim; columns claim (in words), verdict, checks ("2 of 3 reproduced").
+        a row a claim; columns claim (in words), verdict, checks ("2 of 3 reproduced"), with added (the worst of all).
     """
     import pandas as pd
 
     rows = {}
-    for (claim, statement), checks in table[~table["added"]].groupby(["claim", "statement"], sort=False):
-        each = [decided(row) for _, row in checks.iterrows()]
-        held = f"{each.count(VERDICTS[0])} of {len(each)} reproduced"
-        rows[claim] = {"claim": statement, "verdict": min(each, key=_FROM_THE_WORST.index), "checks": held}
+    for (claim, statement), checks in table.groupby(["claim", "statement"], sort=False):
+        each = pd.Series([decided(row) for _, row in checks.iterrows()], index=checks.index)
+        fixed = each[~checks["added"]]
+        if len(fixed):
+            held = f"{(fixed == VERDICTS[0]).sum()} of {len(fixed)} reproduced"
+            worst, of_all = (min(some, key=_FROM_THE_WORST.index) for some in (fixed, each))
+            rows[claim] = {"claim": statement, "verdict": worst, "checks": held, "with added": of_all}
     return pd.DataFrame(rows).T
 
 
@@ -171,7 +174,9 @@ def report(results: str | Path | None = None, profile: str | None = None, claims
     for (claim, section, statement), checks in table.groupby(["claim", "section", "statement"], sort=False):
         lines += ["", f"{claim} ({section}) {statement}"]
         if claim in whole.index:
-            lines.append(f"   as a whole: {whole.loc[claim, 'verdict']} ({whole.loc[claim, 'checks']})")
+            verdict, checked, of_all = whole.loc[claim, ["verdict", "checks", "with added"]]
+            more = f"; with the added checks: {of_all}" if of_all != verdict else ""
+            lines.append(f"   as a whole: {verdict} ({checked}{more})")
         for _, row in checks.iterrows():
             late = " (added after the first runs)" if row["added"] else ""
             lines.append(f"   {row['decided']:24s} {row['check']}{late}: {describe(row)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vaegap.lab.beside import printed
 from vaegap.lab.records import Record
 from vaegap.lab.seeds import t95
-from vaegap.lab.tables import NOTHING, ROWS
+from vaegap.lab.tables import NOTHING, ROWS, width_cell
 from vaegap.rounding import plus_minus, unbroken
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def beside_the_print(
     """
     import pandas as pd
 
-    rows = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for label in [label for label in short if short[label] and long.get(label)]:
         name, numbers = printed(title, label, root=root)
         profiles = [f"{records[label][0].info['profile']} profile" for records in (short, long)]
@@ -87,9 +87,18 @@ def beside_the_print(
                 "change": unbroken(plus_minus(one["change"], one["half"])),
                 "which is": _direction(one, theirs),
             }
+        widths = (_width(records[label]) for records in (short, long))
+        rows[label, ROWS["bdmc_width"]] = {name: "–", **dict(zip(profiles, widths, strict=True))}
     if not rows:
         return f"{title}: {NOTHING}"
-    return pd.DataFrame(rows).T.rename_axis(columns=f"{title}, nats")
+    return pd.DataFrame(rows).T.fillna("–").rename_axis(columns=f"{title}, nats")
+
+
+def _width(records: Sequence[Record]) -> str:
+    """The mean width of the sandwiches that certify log p̂, and its Monte Carlo error."""
+    found = [record.select(metric="bdmc_width", split="simulated").iloc[0] for record in records]
+    errors = [float(one["mcse"]) for one in found]
+    return width_cell(sum(float(one["value"]) for one in found) / len(found), math.hypot(*errors) / len(found))
 
 
 def _direction(one: pd.Series, theirs: str | None) -> str:

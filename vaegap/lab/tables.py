@@ -296,7 +296,7 @@ def claims_as_a_whole(table: pd.DataFrame) -> pd.DataFrame:
     """The verdict on every claim of a ledger as a whole, to be read (`claims.overall`)."""
     from vaegap.lab import claims
 
-    shown = claims.overall(table)
+    shown = claims.overall(table).rename(columns={"with added": "verdict with the added checks"})
     shown.attrs["words"] = True  # for `with_caption`: cells to be read, not compared
     return shown
 
