@@ -144,50 +144,6 @@ def test_checks_added_later_are_marked_and_counted_apart(tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize(
-    ("intervals", "verdict", "held"),
-    [
-        (["[0, 9]", "[0, 9]"], "reproduced", "2 of 2"),
-        (["[0, 9]", "[5, 9], direction: [0, 9]"], "same direction", "1 of 2"),
-        (["[0, 9]", "[5, 9]", "[5, 9], direction: [0, 9]"], "not reproduced", "1 of 3"),
-        (["[0, 9]", "[2.0, 9]"], "undecided at this scale", "1 of 2"),
-    ],
-)
-def test_a_claim_as_a_whole_is_as_bad_as_its_worst_check(
-    tmp_path: Path, intervals: list[str], verdict: str, held: str
-) -> None:
-    """Of those that were fixed before the runs; of all checks it stands beside."""
-    path = tmp_path / "claims.yaml"
-    checks = [
-        f"{{name: n{i}, value: A.inference, of: {{A: {{}}}}, reproduced: {interval}}}"
-        for i, interval in enumerate(intervals)
-    ]
-    late = "{name: late, value: A.inference, of: {A: {}}, reproduced: [7, 8], added: true}"
-    path.write_text(f"- {{id: C1, section: x, claim: y, checks: [{', '.join([*checks, late])}]}}\n", encoding="utf-8")
-    results = tmp_path / "results"
-    for seed in (0, 1):
-        record(results, 1.0, 1.0, spread=0.02, seed=seed)
-    table = ledger(results=results, claims=path)
-    whole = claims.overall(table).loc["C1"]
-    assert (whole["verdict"], whole["checks"]) == (verdict, f"{held} reproduced"), table[["check", "verdict"]]
-    assert whole["with added"] == "not reproduced"
-    more = "" if verdict == "not reproduced" else "; with the added checks: not reproduced"
-    assert f"as a whole: {verdict} ({held} reproduced{more})" in claims.report(results, claims=path)
-    empty = claims.overall(ledger(results=tmp_path / "none", claims=path)).loc["C1"]
-    assert empty["verdict"] == "no run yet"
-
-
-def test_verdicts_on_one_training_run_are_counted(tmp_path: Path) -> None:
-    path = tmp_path / "claims.yaml"
-    one = "{name: a, value: A.inference, of: {A: {anneal: false}}, reproduced: [0, 9]}"
-    two = "{name: b, value: A.inference, of: {A: {}}, reproduced: [0, 9], caveat: but}"
-    path.write_text(f"- {{id: C1, section: x, claim: y, checks: [{one}, {two}]}}\n", encoding="utf-8")
-    for params in ({"anneal": False}, {"seed": 0}, {"seed": 1}):
-        record(tmp_path / "results", 1.0, 1.0, **params)
-    text = claims.report(tmp_path / "results", claims=path)
-    assert "fixed before the runs: 2 reproduced (1 with a note, 1 of one training run)" in text
-
-
 def test_a_count_of_one_run_has_no_interval_and_decides_nothing(tmp_path: Path) -> None:
     made = [record(tmp_path, 1.0, 1.0, units=units, anneal=anneal) for units, anneal in ((20, True), (10, False))]
     fewer = check("B.active_units - A.active_units", (-math.inf, 0.0), A={}, B={"anneal": False})
@@ -300,15 +256,6 @@ def test_only_records_of_the_model_count(tmp_path: Path) -> None:
     assert judge(check(A={"encoder": [500, 500]}), made).verdict == "reproduced"
     assert judge(check(), made).verdict == "not reproduced"
     assert judge(check(A={"family": "aux_flow"}), made).num_seeds == 0
-
-
-def test_the_report_says_how_many_records_are_of_older_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record(tmp_path, 1.0, 1.0, dataset="mnist")
-    assert "older code" not in claims.report(tmp_path)
-    monkeypatch.setattr(Record, "stale", property(lambda self: True))
-    assert claims.report(tmp_path).endswith(
-        "1 of the 1 records behind this were computed by older code: see `vaegap verify`"
-    )
 
 
 def test_checks_ask_for_what_records_have() -> None:
