@@ -55,9 +55,9 @@ def test_images_that_differ_widen_the_interval(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("after", "published", "said"),
     [
-        ([1.0], 0.5, "towards the paper's"),
-        ([1.0], 2.5, "away from the paper's"),
-        ([1.0], 1.2, "towards the paper's"),  # and past it
+        ([1.0], 0.5, "closer"),
+        ([1.0], 2.5, "farther"),
+        ([1.0], 1.2, "closer"),  # and past it
         ([2.05], 0.5, "not clear"),
         ([1.0], None, "down"),
         ([3.0], None, "up"),
@@ -71,7 +71,7 @@ def test_the_direction_is_read_from_the_records(
     shown = longer.beside_the_print({"q_FFG": short, "q_AF": []}, {"q_FFG": long, "q_AF": []}, "MNIST", tmp_path)
     assert isinstance(shown, pd.DataFrame)
     row = shown.loc[("q_FFG", "approximation gap")]
-    assert row["which is"] == said
+    assert row["where to"] == said
     assert row["the paper (unverified)"] == ("–" if published is None else str(published))
     assert float(row["change"].partition(" ")[0]) == pytest.approx(after[0] - 2.0, abs=0.1)
     assert set(shown.index.get_level_values(0)) == {"q_FFG"}
@@ -81,7 +81,7 @@ def test_one_run_of_each_says_nothing_of_how_runs_differ(tmp_path: Path) -> None
     shown = longer.beside_the_print({"q": made(tmp_path / "a", [2.0])}, {"q": made(tmp_path / "b", [1.0])}, "MNIST")
     assert isinstance(shown, pd.DataFrame)
     shown = shown.drop(index="BDMC width", level=1)
-    assert set(shown["which is"]) == {"not known to how much"} and not shown["change"].str.contains("±").any()
+    assert set(shown["where to"]) == {"not known"} and not shown["change"].str.contains("±").any()
 
 
 def test_log_p_of_either_schedule_comes_with_its_width(tmp_path: Path) -> None:

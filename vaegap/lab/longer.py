@@ -68,8 +68,8 @@ def beside_the_print(
 
     Returns:
         a row for each model and quantity, or a sentence where no model has runs on both schedules. The last column
-        says whether the longer training brings the number nearer to the transcribed one, where there is one and the
-        change is larger than `half`.
+        says whether the longer training brings the number closer to the transcribed one, where there is one and the
+        change is larger than `half`; "not known" where neither schedule has two runs.
     """
     import pandas as pd
 
@@ -85,7 +85,7 @@ def beside_the_print(
                 profiles[0]: before,
                 profiles[1]: after,
                 "change": unbroken(plus_minus(one["change"], one["half"])),
-                "which is": _direction(one, theirs),
+                "where to": _direction(one, theirs),
             }
         widths = (_width(records[label]) for records in (short, long))
         rows[label, ROWS["bdmc_width"]] = {name: "–", **dict(zip(profiles, widths, strict=True))}
@@ -103,13 +103,13 @@ def _width(records: Sequence[Record]) -> str:
 
 def _direction(one: pd.Series, theirs: str | None) -> str:
     if math.isnan(one["half"]):
-        return "not known to how much"
+        return "not known"
     if not abs(one["change"]) > one["half"]:
         return "not clear"
     if theirs is None:
         return "up" if one["change"] > 0 else "down"
     before, after = (abs(one[key] - float(theirs)) for key in ("short", "long"))
-    return "towards the paper's" if after < before else "away from the paper's"
+    return "closer" if after < before else "farther"
 
 
 def _between(before: pd.Series, after: pd.Series) -> float:
