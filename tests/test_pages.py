@@ -337,6 +337,7 @@ def test_the_gap_is_shared_out_among_active_units(record: runs.Record):
     assert abs(float(number) * units - gap) <= units * float(error)
     counted = latents.active_units({"digits": found})
     assert not isinstance(counted, str) and list(counted.index) == [("digits", "A")]
+    assert int(counted.iloc[0, 0]) == units
 
 
 def test_nothing_to_draw():

@@ -106,6 +106,19 @@ def is_first(variant: str, what: str, order: Callable[..., str]) -> bool:
     return order(VARIANTS, key=lambda name: mean_at_the_end(name, what)) == variant
 
 
+def flows_end_a_little_below_their_start() -> bool:
+    """L[q*_full] exceeds L[q*_AF] in the mean of some splits, by little, and more often where a flow was trained."""
+    deficits: dict[bool, list[float]] = {True: [], False: []}
+    for record in published():
+        if record.experiment == "gap_decomposition" and record.params["family"] in ("gaussian", "aux_flow"):
+            for split in ("train", "test"):
+                table, _ = gap_tables(record, split=split)
+                deficit = float((table["L_star_full_gaussian"] - table["L_star_aux_flow"]).mean())
+                deficits[record.params["family"] == "aux_flow"].append(deficit)
+    shares = {flow: sum(d > 0 for d in found) / len(found) for flow, found in deficits.items()}
+    return max(deficits[True] + deficits[False]) < 0.025 and shares[True] > shares[False]
+
+
 SENTENCES: list[tuple[str, str, Callable[[], bool]]] = [
     (
         "notebooks/entropy_annealing.ipynb",
@@ -182,8 +195,8 @@ SENTENCES: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "notebooks/gaps.ipynb",
-        "from which it starts, by a hundredth of a nat or two",
-        lambda: all(deficit < 0.025 for deficit in flows_below_their_start()) and max(flows_below_their_start()) > 0,
+        "from which it starts, by a hundredth of a nat or two, mostly on models trained with q_AF",
+        flows_end_a_little_below_their_start,
     ),
     (
         "notebooks/gaps.ipynb",
@@ -205,17 +218,6 @@ def on_papers_schedule() -> float:
     longer = [record for record in runs.list_records() if record.info["profile"] == "paper"]
     found = by_seed(longer, dict(MNIST))
     return min(float(means(table)["log_p"]) for table, _ in found.values())
-
-
-def flows_below_their_start() -> list[float]:
-    """By how much L[q*_full] exceeds L[q*_AF] in the mean of a split, for models trained with the flow."""
-    deficits = []
-    for record in published():
-        if record.experiment == "gap_decomposition" and record.params["family"] == "aux_flow":
-            for split in ("train", "test"):
-                table, _ = gap_tables(record, split=split)
-                deficits.append(float((table["L_star_full_gaussian"] - table["L_star_aux_flow"]).mean()))
-    return deficits
 
 
 @pytest.mark.parametrize(("page", "sentence", "holds"), SENTENCES, ids=[sentence for _, sentence, _ in SENTENCES])

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["active_units", "plane_gaps", "plane_table", "shares"]
 
 
-def active_units(groups: Mapping[str, Found]) -> pd.DataFrame | str:
-    """Active units on held-out images, a row a model and a column a training run; a sentence where there are no runs.
+def active_units(groups: Mapping[str, Found], split: str = "train") -> pd.DataFrame | str:
+    """Active units, a row a model and a column a training run; a sentence where there are no runs.
 
     Source: Burda, Grosse & Salakhutdinov 2016, section 5.2: the variance of the posterior mean exceeds 0.01.
     """
     import pandas as pd
 
     units = {
-        (title, label): {f"seed {r.params['seed']}": int(r.value("active_units", split="test")) for r in records}
+        (title, label): {f"seed {r.params['seed']}": int(r.value("active_units", split=split)) for r in records}
         for title, found in groups.items()
         for label, records in found.items()
         if records
