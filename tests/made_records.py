@@ -20,6 +20,7 @@ def record(
     units: float = 20.0,
     heldout: int = 0,
     draw: int | None = None,
+    width: float = 0.01,
     **params: Any,
 ) -> Record:
     """A decomposition with these mean gaps, written as a run writes it; `draw` decides what its images differ by."""
@@ -43,7 +44,7 @@ def record(
             *gap_rows(images(40), split="train", model=own),
             *(gap_rows(images(heldout), split="test", model=own) if heldout else []),
             {"split": "train", "metric": "active_units", "value": units, "unit": "units"},
-            {"split": "simulated", "metric": "bdmc_width", "value": 0.01, "mcse": 0.01, "unit": "nats"},
+            {"split": "simulated", "metric": "bdmc_width", "value": width, "mcse": 0.01, "unit": "nats"},
         ]
 
     return experiments.run("gap_decomposition", params, "laptop", folder, compute=compute, refresh=True)

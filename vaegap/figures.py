@@ -31,8 +31,8 @@ LABELS = {
     "L_star_full_gaussian": r"$\mathcal{L}[q^*_{full}]$",
     "L_star_flow": r"$\mathcal{L}[q^*_{flow}]$",
     "L_star_aux_flow": r"$\mathcal{L}[q^*_{AF}]$",
-    "L_star_flow_on_z": r"$\mathcal{L}[q^*_{flow}]$",
-    "L_star_blind_aux_flow": r"$\mathcal{L}[q^*_{AF}]$",
+    "L_star_flow_on_z": r"$\mathcal{L}[q^*_{flow\ on\ z}]$",
+    "L_star_blind_aux_flow": r"$\mathcal{L}[q^*_{blind\ AF}]$",
     "L_star_spline": r"$\mathcal{L}[q^*_{spline}]$",
 }
 

@@ -61,7 +61,7 @@ def _folder(text: str) -> Path:
     return path
 
 
-_RESULTS = "Folder of the records; by default $VAEGAP_RESULTS, else results/ in the project."
+_RESULTS = "Folder of the records; by default $VAEGAP_RESULTS, then the published ones in results/."
 ResultsOption = Annotated[Path | None, typer.Option(parser=_folder, metavar="FOLDER", help=_RESULTS)]
 ProfileOption = Annotated[Profile, typer.Option(help="How large: minutes, hours, or the paper's own schedule.")]
 GridOption = Annotated[Path | None, typer.Option("--grid", help="The grid file; by default workflow/grid.yaml.")]

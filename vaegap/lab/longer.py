@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vaegap.lab.beside import printed
 from vaegap.lab.records import Record
 from vaegap.lab.seeds import t95
-from vaegap.lab.tables import NOTHING, ROWS, width_cell
+from vaegap.lab.tables import NOTHING, ROWS, too_wide
 from vaegap.rounding import plus_minus, unbroken
 
 if TYPE_CHECKING:
@@ -95,10 +95,12 @@ def beside_the_print(
 
 
 def _width(records: Sequence[Record]) -> str:
-    """The mean width of the sandwiches that certify log p̂, and its Monte Carlo error."""
+    """The mean width of the sandwiches that certify log p̂, and its Monte Carlo error; marked if any is too wide."""
     found = [record.select(metric="bdmc_width", split="simulated").iloc[0] for record in records]
     errors = [float(one["mcse"]) for one in found]
-    return width_cell(sum(float(one["value"]) for one in found) / len(found), math.hypot(*errors) / len(found))
+    values = [float(one["value"]) for one in found]
+    cell = plus_minus(sum(values) / len(values), math.hypot(*errors) / len(errors))
+    return cell + too_wide(*values)
 
 
 def _direction(one: pd.Series, theirs: str | None) -> str:

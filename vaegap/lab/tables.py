@@ -168,8 +168,8 @@ def show(table: pd.DataFrame, title: str = "") -> pd.DataFrame | str:
             error = values["images"] if "gap" in str(row) else values["mcse"]
             cells[row] = plus_minus(values["mean"], error, values["seeds"])
         width = table[label]["farthest"].get(ROWS["bdmc_width"], math.nan)
-        if width > WIDEST:  # of one training run is enough, and a sandwich that is upside down is as bad
-            cells[ROWS["bdmc_width"]] += f" (above {WIDEST})"
+        if too_wide(width):  # of one training run is enough
+            cells[ROWS["bdmc_width"]] += too_wide(width)
         cells["images"] = f"{table[label]['num_images'].iloc[0]:,.0f}"
         cells["training runs"] = f"{table[label]['runs'].iloc[0]:.0f}"
         out[label] = cells
@@ -281,8 +281,13 @@ def milestones(record: Record) -> pd.DataFrame:
 
 
 def width_cell(width: float, error: float) -> str:
-    """A BDMC width to be read; one above `WIDEST`, of either sign, says so."""
-    return plus_minus(width, error) + (f" (above {WIDEST})" if abs(width) > WIDEST else "")
+    """A BDMC width to be read; one above `WIDEST` says so."""
+    return plus_minus(width, error) + too_wide(width)
+
+
+def too_wide(*widths: float) -> str:
+    """What a cell says where any of its BDMC widths is above `WIDEST`; a sandwich that is upside down is as bad."""
+    return f" (above {WIDEST})" if any(abs(width) > WIDEST for width in widths) else ""
 
 
 def verdicts(*ids: str, profile: str) -> pd.DataFrame:
