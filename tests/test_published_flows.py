@@ -42,6 +42,7 @@ def test_they_bend_the_latents_themselves_by_the_published_formula(name: str) ->
     eps = noise(q, samples=5)
     first, second = (eps[..., :4], eps[..., 4:])
     z = q.params["mean"] + (q.params["logvar"] / 2).exp() * first
+    expected: tuple[Tensor, ...]
     if name == "flow_on_z":
         a, b = z[..., :2], z[..., 2:]
         for k in range(2):
