@@ -31,7 +31,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     checkpoints.save(path, before, {"epoch": 3, "lr": 1e-3, "names": ["a"], "none": None})
     after, meta = checkpoints.load(path)
     assert meta == {"epoch": 3, "lr": 1e-3, "names": ["a"], "none": None}
-    assert list(after) == sorted(before) or set(after) == set(before)
+    assert list(after) == sorted(before)
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype
         assert torch.equal(after[name].nan_to_num(), tensor.nan_to_num())
@@ -68,14 +68,18 @@ def test_published_weights_are_got_back_and_not_deleted(tmp_path: Path) -> None:
         assert (f"git checkout -- m.safetensors, in {path.parent}" in str(caught.value)) is published
 
 
-def test_one_flipped_bit(tmp_path: Path) -> None:
+def test_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
-    checkpoints.save(path, sample())
-    data = bytearray(path.read_bytes())
-    data[-20] ^= 4
-    path.write_bytes(bytes(data))
-    with pytest.raises(CheckpointError, match="digest"):
-        checkpoints.load(path)
+    checkpoints.save(path, {"w": torch.arange(3.0)}, {"epoch": 7, "history": [1.5, 2.5]})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            tensors, meta = checkpoints.load(path)
+        except CheckpointError:
+            continue
+        assert meta == {"epoch": 7, "history": [1.5, 2.5]}
+        assert tensors["w"].tolist() == [0, 1, 2]
 
 
 def test_foreign_files(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import pytest
 from toy_runs import CALLS, TOY
 
 from vaegap.lab import records, runs, schema
-from vaegap.lab.errors import RecordError
+from vaegap.lab.errors import RecordError, StorageError
 from vaegap.lab.experiments import run
 
 pytestmark = pytest.mark.usefixtures("fresh_calls")
@@ -89,6 +91,59 @@ def test_damaged_records_are_refused(damage: Callable[[Path], None], needed: str
         records.read(folder)
     assert "rm -r" in str(caught.value)
     assert runs.state(folder.name, tmp_path) == "invalid"
+
+
+def hand_edit(info: dict[str, Any], rows: pd.DataFrame) -> None:
+    rows.loc[rows.metric == rows.metric.iloc[0], "value"] += 1.0
+
+
+def another_commit(info: dict[str, Any], rows: pd.DataFrame) -> None:
+    info["science"] = {**info["science"], "vaegap.bounds": "0" * 16}
+
+
+@pytest.mark.parametrize("change", [hand_edit, another_commit])
+def test_a_table_that_was_changed_after_the_run_is_refused(change: Callable[..., Any], tmp_path: Path) -> None:
+    folder = run(TOY, results=tmp_path).folder
+    rewrite(change)(folder)
+    with pytest.raises(RecordError, match="damaged, or was changed"):
+        records.read(folder)
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
+    record = run(TOY, results=tmp_path)
+    path = record.folder / "record.parquet"
+    whole, rng, token = path.read_bytes(), np.random.default_rng(0), record.info["table_token"].encode()
+    for place in rng.choice(len(whole), 200, replace=False).tolist():
+        if token in whole[max(0, place - len(token)) : place + len(token)]:
+            continue  # run.json then belongs to another table and is not asked
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(rng.integers(8))]) + whole[place + 1 :])
+        with pytest.raises(RecordError):
+            records.read(record.folder)
+
+
+def test_a_rewrite_that_fails_leaves_the_record_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "new").write_bytes(b"new")
+    record = run(TOY, results=tmp_path)
+    info = {k: v for k, v in record.info.items() if k not in ("artifacts", "table_token", "verified")}
+    records.write(tmp_path, record.rows, info, {"model.bin": tmp_path / "old"})
+    monkeypatch.setattr(records, "_to_parquet", lambda *_: [][0])  # no bytes: whatever fails before the renames
+    with pytest.raises(IndexError):
+        records.write(tmp_path, record.rows, info, {"model.bin": tmp_path / "new"})
+    monkeypatch.undo()
+    real = os.fsync
+
+    def full_disk(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2].startswith(".record.parquet"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(StorageError, match="disk is full"):
+        records.write(tmp_path, record.rows, info, {"model.bin": tmp_path / "new"})
+    monkeypatch.undo()
+    assert records.read(record.folder).artifact("model.bin").read_bytes() == b"old"
+    assert not list(record.folder.glob(".*.tmp"))
 
 
 def test_record_of_a_newer_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: Mapp
         ([0, 1, 2], 7)
     """
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    entry = json.dumps({"meta": dict(meta or {}), "sha256": _digest(own)})
+    told = json.dumps(dict(meta or {}))
+    entry = json.dumps({"meta": json.loads(told), "sha256": _digest(own), "meta_sha256": _digest_text(told)})
     write_atomic(path, _save_tensors(own, {_KEY: entry}), "the checkpoint")
 
 
@@ -80,10 +81,31 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise CheckpointError(_broken(path, "is truncated, or is no safetensors file")) from None
     if entry is None:
         raise CheckpointError(_broken(path, "is a safetensors file that vaegap did not write"))
-    kept = json.loads(entry)
-    if kept["sha256"] != _digest(tensors):
+    return {name: tensors[name] for name in sorted(tensors)}, verified_meta(path, entry, tensors)
+
+
+def verified_meta(path: Path, entry: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The metadata in a checkpoint's header, where it and the tensors have the digests that were written with them.
+
+    Args:
+        path: the file, for the message.
+        entry: what its header says under "vaegap".
+        tensors: all that it holds.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        kept = json.loads(entry)
+        meta = dict(kept["meta"])
+        # checkpoints from before there was a digest of the metadata have none
+        whole = kept.get("meta_sha256", known := _digest_text(json.dumps(meta))) == known
+        whole = whole and kept["sha256"] == _digest(tensors)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
         raise CheckpointError(_broken(path, "is damaged: its contents do not have the digest that was written with it"))
-    return {name: tensors[name] for name in sorted(tensors)}, kept["meta"]
+    return meta
 
 
 def save_model(path: str | os.PathLike[str], vae: VAE, meta: Mapping[str, Any] | None = None) -> None:
@@ -130,6 +152,10 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _digest_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _broken(path: Path, what: str) -> str:

@@ -7,12 +7,21 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vaegap.lab.errors import StorageError
 
-__all__ = ["data_root", "find_results", "find_root", "scratch_folder", "storage_errors", "work_folder", "write_atomic"]
+__all__ = [
+    "data_root",
+    "find_results",
+    "find_root",
+    "scratch_folder",
+    "storage_errors",
+    "work_folder",
+    "write_atomic",
+    "write_together",
+]
 
 _MARKS = ("workflow/grid.yaml", "notebooks")  # what a checkout of this project has, beside its pyproject.toml
 
@@ -113,21 +122,39 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, what: str = "the fil
     Raises:
         StorageError: the disk is full or the folder cannot be written to.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with storage_errors(path, what):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
+    write_together({Path(path): data}, what)
+
+
+def write_together(files: Mapping[Path, bytes], what: str = "the files") -> None:
+    """Write several files as `write_atomic` does one; none is put into place before all are on the disk.
+
+    Args:
+        files: what each one holds, in the order in which they are put into place.
+        what: what they are, for the message.
+
+    Raises:
+        StorageError: the disk is full or a folder cannot be written to; all files are as they were.
+    """
+    staged: dict[Path, Path] = {}
+    try:
+        for path, data in files.items():
+            with storage_errors(path, what):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                staged[path] = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+                with open(staged[path], "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+        for path, temporary in staged.items():
+            with storage_errors(path, what):
+                os.replace(temporary, path)
+    except BaseException:
+        for temporary in staged.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
-    _sync_folder(path.parent)
+        raise
+    for folder in {path.parent for path in files}:
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vaegap.lab import provenance
 from vaegap.lab.errors import RecordError
-from vaegap.lab.files import write_atomic
+from vaegap.lab.files import write_atomic, write_together
 from vaegap.lab.schema import COLUMNS, SCHEMA_VERSION, canonical, check, complete, cure, describe
 
 if TYPE_CHECKING:
@@ -127,23 +127,29 @@ def read(folder: str | os.PathLike[str]) -> Record:
     """
     folder = Path(folder)
     try:
+        import pyarrow as pa
         import pyarrow.parquet as parquet
     except ImportError:
         raise RecordError("reading records needs pyarrow: pip install 'vaegap[lab]'") from None
     path = folder / "record.parquet"
     try:
+        data = path.read_bytes()
         # without threads: starting them takes longer than such a small file, and Arrow may hang when they end
-        with parquet.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+        with parquet.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False) as file:
             table = file.read(use_threads=False)
         inside = (table.schema.metadata or {}).get(b"vaegap")
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: cannot be read ({str(error).splitlines()[0]}). {cure(folder)}") from None
+        found = table.to_pandas(use_threads=False)
+    except Exception as error:  # whatever Arrow and pandas make of damaged bytes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecordError(f"{path}: cannot be read ({reason}). {cure(folder)}") from None
     if inside is None:
         raise RecordError(f"{path}: is not a record that vaegap wrote. {cure(folder)}")
     info = describe(path, inside)
-    rows = check(table.to_pandas(use_threads=False), info, folder)
+    rows = check(found, info, folder)
     beside = description_beside(folder / "run.json")
     if beside.get("table_token") == info.get("table_token"):
+        if beside.get("table_sha256", digest := hashlib.sha256(data).hexdigest()) != digest:
+            raise RecordError(f"{path}: is damaged, or was changed after the run wrote it. {cure(folder)}")
         mark = beside.get("verified")
         info["verified"] = mark if isinstance(mark, dict) and isinstance(mark.get("science"), dict) else None
     return Record(info["run_id"], rows, info, folder)
@@ -171,21 +177,20 @@ def write(
     table = complete(rows, info)
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
-    kept = {}
-    for name, source in (artifacts or {}).items():
-        data = Path(source).read_bytes()
-        kept[name] = hashlib.sha256(data).hexdigest()
-        write_atomic(folder / name, data, "a file of the record")
+    files = {folder / name: Path(source).read_bytes() for name, source in (artifacts or {}).items()}
+    kept = {path.name: hashlib.sha256(data).hexdigest() for path, data in files.items()}
     token = hashlib.sha256(os.urandom(16)).hexdigest()[:16]  # ties run.json to this very table
     full = {"schema_version": SCHEMA_VERSION, **canonical(info), "artifacts": kept, "table_token": token}
     table = check(table, full, folder)
-    write_atomic(folder / "record.parquet", _to_parquet(table, full), "the record")
+    write_together({**files, folder / "record.parquet": _to_parquet(table, full)}, "the record")
     write_description(folder, {**full, "num_rows": len(table)})
     return read(folder)
 
 
 def write_description(folder: Path, info: Mapping[str, Any]) -> None:
-    """Write run.json, the description of a record that people (and `git diff`) read."""
+    """Write run.json, the description of a record that people (and `git diff`) read, with the table's digest."""
+    digest = hashlib.sha256((folder / "record.parquet").read_bytes()).hexdigest()
+    info = {**info, "table_sha256": digest}
     write_atomic(folder / "run.json", (json.dumps(info, indent=1) + "\n").encode(), "the record's description")
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vaegap.errors import InputError
+from vaegap.lab.checkpoints import verified_meta
 
 __all__ = ["read_images", "read_program", "read_weights"]
 
@@ -46,7 +47,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get("vaegap")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        meta = json.loads(header)["meta"] if header else {}
+        meta = verified_meta(path, header, state) if header else {}
         return state, meta.get("config") or meta.get("model") or {}
     members = _members(path)
     if any("/code/" in name for name in members):
