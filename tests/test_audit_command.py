@@ -18,7 +18,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from vaegap import VAE, Audit, load_images
+from vaegap.lab.checkpoints import save, save_model
 from vaegap.lab.cli import app
+from vaegap.lab.weights import read_images
 
 MODEL = """
 import torch
@@ -129,6 +131,12 @@ def test_the_command_says_what_is_wrong(files: Path, words: list[str], says: str
         (["model.py:make_vae", "--families", "gaussian,flwo"], "unknown posterior families 'flwo'"),
         (["model.py:make_vae", "--out", "nowhere/r.html"], "no folder nowhere"),
         (["model.py:make_vae", "--json", "."], "is a folder"),
+        (["model.py:make_vae", "--out", "images.npy"], "named twice"),
+        (["model.py:make_vae", "--json", "model.py"], "named twice"),
+        (["model.py:make_vae", "--out", "r", "--json", "r"], "named twice"),
+        (["model.py:make_vae", "--threshold", "nan"], "all pixels equal"),
+        (["model.py:make_vae", "--threshold", "2"], "all pixels equal.*between 0 and 1"),
+        (["model.py:make_vae", "--seed", str(2**70)], "seed"),
         (["model.py:make_vae", "--data-shape", "1,x"], "whole numbers"),
         (["model.py:make_vae", "--data-shape", "1,5,5"], "has 25 pixels"),
         (["model.py:make_vae", "--activation", "elu"], "without code"),
@@ -151,6 +159,66 @@ def test_the_command_says_so_before_any_work(files: Path, words: list[str], says
     result = CliRunner().invoke(app, ["audit", *([] if "--data" in words else ["--data", "images.npy"]), *words])
     assert result.exit_code == 2
     assert re.search(says, result.output.strip()), result.output
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 16
+    path.write_bytes(bytes(data))
+
+
+def test_foreign_and_damaged_files_are_one_message(files: Path, monkeypatch) -> None:
+    monkeypatch.chdir(files)
+    save_model("model.safetensors", VAE(latent_dim=2, data_shape=(1, 4, 4), encoder_hidden=(8,), decoder_hidden=(8,)))
+    flipped(Path("model.safetensors"))
+    save_file({}, "none.safetensors")
+    save_file({"a": torch.ones(4, 16), "b": torch.ones(4, 16)}, "two.safetensors")
+    save_file({"w": torch.ones(2)}, "hello.safetensors", {"vaegap": "hello"})
+    save_file({"w": torch.ones(2)}, "other.safetensors", {"vaegap": '{"a": 1}'})
+    save("config.safetensors", {"w": torch.ones(2)}, {"config": {"colour": "red"}})
+    with pytest.warns(FutureWarning):
+        torch.jit.script(nn.Linear(2, 2)).save("program.pt")
+    whole = Path("program.pt").read_bytes()
+    Path("program.pt").write_bytes(whole[:64] + bytes(800) + whole[864:])  # the archive's list of names is its end
+    for words, says in (
+        (["--checkpoint", "model.safetensors"], "is damaged"),
+        (["model.py:make_vae", "--data", "none.safetensors"], r"0 tensors \(none\)"),
+        (["model.py:make_vae", "--data", "two.safetensors"], r"2 tensors \(a, b\)"),
+        (["--checkpoint", "hello.safetensors"], "is damaged"),
+        (["--checkpoint", "other.safetensors"], "is damaged"),
+        (["--checkpoint", "config.safetensors"], "does not know"),
+        (["program.pt"], "may be damaged"),
+    ):
+        result = CliRunner().invoke(app, ["audit", *([] if "--data" in words else ["--data", "images.npy"]), *words])
+        assert result.exit_code in (1, 2) and re.search(says, result.output), (words, result.output, result.exception)
+
+
+@pytest.mark.parametrize("kind", [">f4", "longdouble", ">u2", "bool"])
+def test_numbers_of_every_kind_are_images(kind: str, tmp_path: Path) -> None:
+    values = np.arange(12).reshape(3, 4) % 2
+    np.save(tmp_path / "x.npy", values.astype(kind))
+    assert np.array_equal(read_images(tmp_path / "x.npy").numpy().astype(int), values)
+
+
+def test_a_report_goes_through_a_pipe_or_a_full_disk(files: Path) -> None:
+    words = ["audit", f"{files}/model.py:make_vae", "--data", f"{files}/images.npy", *SHORT]
+    result = CliRunner().invoke(app, [*words, "--json", "/dev/full"])
+    assert result.exit_code == 1 and "disk is full" in result.output, result.output
+    assert not Path("/dev/full").is_file()
+    assert "amortization gap" in result.output, "the report itself is not lost"
+
+
+def test_a_model_may_import_what_lies_beside_it_at_any_time(files: Path) -> None:
+    (files / "beside.py").write_text("SCALE = 1.0\n")
+    late = MODEL.replace(
+        "        return self.encoder(x)", "        import beside\n        return beside.SCALE * self.encoder(x)"
+    )
+    (files / "late.py").write_text("import sys\nsys.path.insert(0, 'mine')\n" + late)
+    words = ["audit", f"{files}/late.py:make_vae", "--data", f"{files}/images.npy", *SHORT]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "mine" in sys.path
+    sys.path.remove("mine")
 
 
 def test_the_command_leaves_to_a_pythae_model_what_it_says_itself(files: Path) -> None:

@@ -76,7 +76,7 @@ def audit(
     num_images: Annotated[int, typer.Option(min=2, help="Audited per file, drawn at random.")] = 100,
     certify: Annotated[int, typer.Option(min=0, help="Simulated images behind the BDMC width.")] = 100,
     modes: Annotated[bool, typer.Option(help="Look for posterior modes that were missed.")] = True,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything random.")] = 0,
 ) -> None:
     """Audit a VAE: how many nats its encoder and its posterior family lose, and what would help.
 
@@ -90,8 +90,10 @@ def audit(
     from vaegap.lab.user_code import from_code
 
     wanted = known_families([name.strip() for name in families.split(",")])
-    for path in (out, json_file):
-        _check_writable(path)
+    program = None if model is None else Path(model.rpartition(":")[0] or model)
+    read = [data, heldout, checkpoint, encoder, decoder, program]
+    _check_writable(out, [*read, json_file])
+    _check_writable(json_file, read)
     given = {"likelihood": likelihood and likelihood.value, "encoder_scale": encoder_scale and encoder_scale.value,
              "data_shape": _shape(data_shape), "probabilities": probabilities or None, "scale": noise}  # fmt: skip
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -122,18 +124,32 @@ def audit(
     )
     report.findings.extend(notes)
     typer.echo(repr(report))
-    for path, write in ((out, report.to_html), (json_file, report.to_json)):
+    for path, made in ((out, report.to_html), (json_file, report.to_json)):
         if path is not None:
-            write(path)
+            _write(path, made())
             typer.echo(f"written: {path}")
 
 
-def _check_writable(path: Path | None) -> None:
+def _write(path: Path, text: str) -> None:
+    """A report is there as a whole or not at all; a device or a pipe is written to, and not replaced."""
+    from vaegap.lab.files import storage_errors, write_atomic
+
+    if path.exists() and not path.is_file():
+        with storage_errors(path, "the report"), path.open("w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+    else:
+        write_atomic(path, (text + "\n").encode(), "the report")
+
+
+def _check_writable(path: Path | None, others: list[Path | None]) -> None:
     """Refuse a place for a report before the work, and not after it."""
     from vaegap.errors import InputError
 
     if path is None:
         return
+    for other in others:
+        if other is not None and (other == path or (other.is_file() and path.is_file() and other.samefile(path))):
+            raise InputError(f"{path} is named twice: a report would overwrite it. Choose another place")
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the file that is to be written, e.g. {path / 'report.html'}")
     if not path.parent.is_dir():
@@ -202,7 +218,18 @@ def _images(path: Path) -> Tensor:
 
 
 def _binary(images: Tensor, threshold: float | None) -> Tensor:
-    return images if threshold is None else (images >= threshold).float()
+    from vaegap.errors import InputError
+
+    if threshold is None:
+        return images
+    binary = (images >= threshold).float()
+    if not math.isfinite(threshold) or bool((binary == binary.flatten()[:1]).all()):
+        least, most = images.min(), images.max()
+        raise InputError(
+            f"--threshold {threshold} leaves all pixels equal (they lie between {least:.4g} and {most:.4g}): choose a "
+            "number between these"
+        )
+    return binary
 
 
 def _from_weights(
@@ -223,8 +250,12 @@ def _from_weights(
     if config:
         if options or any(names) or activation is not Activation.auto:
             raise InputError(f"{path} says itself what model it is: leave out the options that describe one")
-        vae = VAE(**config)
-        vae.load_state_dict(state)
+        try:
+            vae = VAE(**config)
+            vae.load_state_dict(state)
+        except (TypeError, RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path} describes a model that this version does not know ({reason})") from None
         return vae.eval(), []
     first, second, mean, logvar = names
     if (first is None) != (second is None):

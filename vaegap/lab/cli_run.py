@@ -47,6 +47,10 @@ def run_notebook(
         raise typer.BadParameter(f"-o takes a file, such as {output / target.name}, not the folder {output}")
     if output is not None and output.exists() and output.samefile(target):
         raise typer.BadParameter(f"-o names the notebook itself, which stays as it is: {output}")
+    if output is not None and output.exists() and not output.is_file():
+        raise typer.BadParameter(f"-o takes a file, and {output} is none: name a file, such as {target.name}")
+    if output is not None and not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {output.parent} to write {output.name} into: make it first")
     values = parameters.spelled_out(declared, _values(declared, given))
     if "profile" in declared:
         values.setdefault("profile", profile)

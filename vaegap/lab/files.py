@@ -95,7 +95,7 @@ def storage_errors(path: str | os.PathLike[str], what: str = "the file") -> Iter
         yield
     except OSError as error:
         cause = {
-            errno.ENOSPC: "the disk is full; free some space and run it again, it goes on from its last checkpoint",
+            errno.ENOSPC: "the disk is full; free some space and run it again",
             errno.EDQUOT: "your disk quota is used up; free some space and run it again",
             errno.EROFS: "the folder is read-only; set VAEGAP_RESULTS to a folder that you can write to",
             errno.EACCES: "you may not write there; set VAEGAP_RESULTS to a folder that you can write to",

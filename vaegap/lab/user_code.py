@@ -60,19 +60,18 @@ def _make(file: Path, name: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["audited_model"] = module
-    sys.path.insert(0, str(file.resolve().parent))  # its own imports, also those inside the function
-    try:
-        _told(lambda: spec.loader.exec_module(module), file, str(file))  # type: ignore[union-attr]
-        made = getattr(module, name, None)
-        if made is None:
-            known = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-            raise InputError(f"{file} has no {name!r}; it has: {known or 'no functions'}")
-        if not callable(made) or hasattr(made, "parameters"):
-            return made
-        _check_no_arguments(made, f"{file}:{name}")
-        return _told(made, file, f"{file}:{name}")
-    finally:
-        sys.path.pop(0)
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # its own imports; it stays, for an encode() may import something, too
+    _told(lambda: spec.loader.exec_module(module), file, str(file))  # type: ignore[union-attr]
+    made = getattr(module, name, None)
+    if made is None:
+        known = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise InputError(f"{file} has no {name!r}; it has: {known or 'no functions'}")
+    if not callable(made) or hasattr(made, "parameters"):
+        return made
+    _check_no_arguments(made, f"{file}:{name}")
+    return _told(made, file, f"{file}:{name}")
 
 
 def _check_no_arguments(made: Callable[..., Any], name: str) -> None:

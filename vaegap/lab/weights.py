@@ -79,13 +79,19 @@ def read_program(path: Path) -> nn.Module:
     """
     _there(path)
     members = _members(path)
-    if any("/code/" in name for name in members):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch deprecates TorchScript; files remain
-            return torch.jit.load(path, map_location="cpu")
-    if any(name.endswith("archive_format") for name in members):
-        _vet_export(path)
-        return torch.export.load(path).module()
+    try:
+        if any("/code/" in name for name in members):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch deprecates TorchScript; files remain
+                return torch.jit.load(path, map_location="cpu")
+        if any(name.endswith("archive_format") for name in members):
+            _vet_export(path)
+            return torch.export.load(path).module()
+    except InputError:
+        raise
+    except Exception as error:  # whatever torch makes of damaged bytes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{path} cannot be opened ({reason}): it may be damaged, export it anew") from None
     raise InputError(
         f"{path} is neither a TorchScript file nor one of torch.export. Weights go with --checkpoint; a pickled model "
         "is not opened, for it could run any code: save its state_dict() instead"
@@ -109,14 +115,20 @@ def read_images(path: Path) -> Tensor:
             ) from None
         if array.dtype.kind not in "biuf":
             raise InputError(f"{path} holds values of type {array.dtype}; images are numbers")
-        return torch.from_numpy(np.ascontiguousarray(array))
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)  # torch has no longer ones
+        return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
     if path.suffix == ".pt" and not _is_safetensors(path):
         loaded = _load_tensors(path.read_bytes(), str(path))
         if isinstance(loaded, Tensor):
             return loaded
         raise InputError(f"{path} holds a {type(loaded).__name__}; images come as one tensor (N, ...)")
     if path.suffix == ".safetensors" or _is_safetensors(path):
-        return next(iter(read_weights(path)[0].values()))
+        held = read_weights(path)[0]
+        if len(held) == 1:
+            return next(iter(held.values()))
+        names = ", ".join(sorted(held)[:5])
+        raise InputError(f"{path} holds {len(held)} tensors ({names or 'none'}); images come as one tensor (N, ...)")
     raise InputError(f"{path}: images come as .npy, .npz, .safetensors or .pt")
 
 
