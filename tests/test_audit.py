@@ -66,7 +66,7 @@ def test_json_comes_back_as_it_was(report: Audit, tmp_path: Path) -> None:
     assert back.to_json() == written
     assert repr(back) == repr(report)
     assert back.summary.equals(report.summary)
-    for wrong in ("[]", "{", '{"schema": 0}'):
+    for wrong in ("[]", "{", '{"schema": 0}', '{"schema": 1}', written.replace('"khat"', '"k"', 1)):
         with pytest.raises(InputError):
             Audit.from_json(wrong)
 

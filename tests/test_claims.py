@@ -295,6 +295,7 @@ def test_expressions_are_arithmetic_only() -> None:
         "value: B.x\n      of: {A: {}}\n      reproduced: [0, 1]",
         "reproduced: [1.0, 0.0]",
         "reproduced: 3",
+        "value: A.x +\n      of: {A: {}}\n      reproduced: [0, 1]",
     ],
 )
 def test_malformed_claims_are_named(tmp_path: Path, change: str) -> None:
@@ -304,3 +305,10 @@ def test_malformed_claims_are_named(tmp_path: Path, change: str) -> None:
     )
     with pytest.raises(InputError, match="C99"):
         read_claims(path)
+
+
+@pytest.mark.parametrize("text", ["", "a: 1", "- 1", "- id: [", "'x"])
+def test_a_file_that_is_no_list_of_claims(tmp_path: Path, text: str) -> None:
+    (tmp_path / "claims.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"claims\.yaml: is no "):
+        read_claims(tmp_path / "claims.yaml")

@@ -144,6 +144,18 @@ def test_results_that_are_no_folder_are_refused(
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("words", [["status"], ["run", "grid.yaml"], ["verify"], ["claims"]])
+def test_a_variable_that_names_a_file_is_refused(words: list[str], project: Path, monkeypatch) -> None:
+    write_grid(project, a=entry())
+    monkeypatch.chdir(project)
+    (project / "file").write_text("x")
+    monkeypatch.setenv("VAEGAP_RESULTS", str(project / "file"))
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 2
+    assert "VAEGAP_RESULTS" in done.output and "is a file, not a folder" in done.output
+    assert (project / "file").read_text() == "x"
+
+
 @pytest.mark.parametrize("name", ["verify", "claims"])
 def test_commands_that_only_read_say_that_a_folder_is_not_there(name: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, [name, "--results", str(tmp_path / "reslts")])
@@ -156,6 +168,7 @@ def test_the_command_that_goes_on_can_be_pasted(project: Path) -> None:
     own = project / "my results"
     done = CliRunner().invoke(cli.app, ["status", "--grid", str(path), "--results", str(own)])
     (line,) = [line for line in done.output.splitlines() if line.startswith("to go on: ")]
+    assert f"there is no folder {own} yet" in done.output
     words = shlex.split(line.removeprefix("to go on: "))
     assert words[:2] == ["vaegap", "run"] and words[-2:] == ["--results", str(own)]
     said = CliRunner().invoke(cli.app, [*words[1:], "--dry-run"])
@@ -176,7 +189,15 @@ def test_dry_run_of_a_grid_counts_what_would_run(project: Path, monkeypatch: pyt
     assert "2 of 2 jobs would run" in CliRunner().invoke(cli.app, [*call, "--refresh"]).output
 
 
-@pytest.mark.parametrize(("name", "needed"), [("", "takes a file"), ("toy.ipynb", "names the notebook itself")])
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("", "takes a file"),
+        ("toy.ipynb", "names the notebook itself"),
+        ("/dev/null", "/dev/null is none"),
+        ("nowhere/out.ipynb", "make it first"),
+    ],
+)
 def test_outputs_that_would_cost_the_source_or_the_run_are_refused(project: Path, name: str, needed: str) -> None:
     source = project / "notebooks/toy.ipynb"
     before = source.read_bytes()

@@ -224,9 +224,9 @@ def test_seeds() -> None:
 
 def test_bad_input() -> None:
     vae = linear_gaussian_vae(data_dim=4, latent_dim=2)
-    with pytest.raises(InputError, match="laplace"):
+    with pytest.raises(InputError, match="laplace") as caught:
         gaps(vae, vae.simulate(2), families=("laplace",))
-    assert all(name in str(FAMILY_NAMES) for name in ("gaussian", "aux_flow"))
+    assert all(name in str(caught.value) for name in FAMILY_NAMES)
 
 
 @pytest.mark.parametrize("shape", ["normal", "skewed"])

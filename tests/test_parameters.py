@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,16 @@ def test_unreadable_notebooks(tmp_path: Path) -> None:
     (tmp_path / "text.ipynb").write_text("hello")
     with pytest.raises(GridError, match="not a Jupyter notebook"):
         read_notebook(tmp_path / "text.ipynb")
+    for text in ('{"cells": 5}', "[1]", '{"cells": [1]}', '{"cells": [{"metadata": {"tags": ["parameters"]}}]}'):
+        (tmp_path / "odd.ipynb").write_text(text)
+        with pytest.raises(GridError, match="not a Jupyter notebook"):
+            read_notebook(tmp_path / "odd.ipynb")
+    cell = {"metadata": {"tags": ["parameters"]}, "source": ["p: int = ("]}
+    (tmp_path / "odd.ipynb").write_text(json.dumps({"cells": [cell]}))
+    with pytest.raises(GridError, match="is no Python"):
+        read_notebook(tmp_path / "odd.ipynb")
+    with pytest.raises(GridError, match="p: Path: a parameter's type is one of str, int"):
+        parameters.declared_in("p: Path = 3")["p"].accepts(3)
     (tmp_path / "bare.ipynb").write_text('{"cells": []}')
     with pytest.raises(GridError, match="no cell with the tag"):
         read_notebook(tmp_path / "bare.ipynb")

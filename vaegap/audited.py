@@ -199,14 +199,21 @@ class Audit:
         Raises:
             InputError: it is no such thing, or of another version.
         """
-        import pandas as pd
-
         try:
             raw = json.loads(written)
         except ValueError as error:
             raise InputError(f"this is no JSON: {error}") from None
         if not isinstance(raw, dict) or raw.get("schema") != _SCHEMA:
             raise InputError(f"this is no audit of schema {_SCHEMA}; run `vaegap audit` again with this version")
+        try:
+            return cls._restored(raw)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise InputError(f"this audit is damaged ({type(error).__name__}: {error}); run it again") from None
+
+    @classmethod
+    def _restored(cls, raw: dict[str, Any]) -> Audit:
+        import pandas as pd
+
         parts = {}
         for name, fields in raw["parts"].items():
             index = pd.Index(fields.pop("images"), name="image")

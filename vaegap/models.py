@@ -129,7 +129,7 @@ class VAE(Model):
         encoder_hidden, decoder_hidden: widths of the hidden layers; () for a linear map. Three channels for "conv".
         activation: "elu", "tanh" or "relu".
         architecture: "mlp", or "conv" for 3x32x32 images (kernels of 4, stride 2, batch norm).
-        likelihood: name of p(x|z); options in `likelihood_options`.
+        likelihood, likelihood_options: name of p(x|z), and its options.
         family_options: keyword arguments of the family.
         seed: for the initial weights; None draws from the global state.
 

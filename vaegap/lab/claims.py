@@ -54,12 +54,17 @@ def read_claims(path: str | Path | None = None) -> list[dict[str, Any]]:
     path = Path(path) if path is not None else find_root() / "claims.yaml"
     if not path.is_file():
         raise InputError(f"{path}: there is no claims file")
-    claims = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        claims = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
+        raise InputError(f"{path}: is no list of claims, each with an id and its checks")
     for claim in claims:
         try:
             usual = claim.get("measured", "")
             claim["checks"] = [_check({"measured": usual, **c}) for c in claim.get("checks", [])]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, SyntaxError) as error:
             raise InputError(f"{path}: claim {claim.get('id')}: {type(error).__name__}: {error}") from None
     return list(claims)
 

@@ -114,12 +114,22 @@ def _need(results: Path | None) -> None:
 
     if results is not None and not results.is_dir():
         raise InputError(f"there is no folder {results}")
+    _check_variable()
+
+
+def _check_variable() -> None:
+    from vaegap.errors import InputError
+    from vaegap.lab.files import find_results
+
+    if find_results().is_file():
+        raise InputError(f"VAEGAP_RESULTS names {find_results()}, which is a file, not a folder")
 
 
 def _use(results: Path | None) -> None:
     """Make a folder that was named this process's results, and its children's, as if the environment named it."""
     if results is not None:
         os.environ["VAEGAP_RESULTS"] = str(results.resolve())
+    _check_variable()
 
 
 @app.command()

@@ -130,6 +130,8 @@ def show_status(path: Path, profile: str, parallel: int, as_json: bool, results:
 
     listed = grid.load(path, profile)
     states = {job.id: grid.state(job, None, listed) for job in listed}
+    if not find_results().is_dir():  # where a grid is about to run first, or a slip
+        typer.echo(f"there is no folder {find_results()} yet: nothing was computed there", err=True)
     left = grid.seconds_left(listed, states, find_results(), parallel)
     counts = Counter(states.values())
     unfinished = {job.id for job in grid.open_jobs(listed, states)}

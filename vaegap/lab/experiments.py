@@ -217,9 +217,10 @@ def run(
 
     Example:
         >>> import tempfile
-        >>> squares = Experiment("squares", lambda ctx: [{"metric": "square", "value": ctx.params["n"]**2, "unit": ""}],
-        ...                      defaults={"n": 2})
-        >>> run(squares, {"n": 3}, results=tempfile.mkdtemp()).value("square")  # doctest: +SKIP
+        >>> def square(ctx):
+        ...     return [{"metric": "square", "value": ctx.params["n"] ** 2, "unit": "1"}]
+        >>> squares = Experiment("squares", square, defaults={"n": 2})
+        >>> run(squares, {"n": 3}, results=tempfile.mkdtemp()).value("square")
         9.0
     """
     known = get(experiment) if isinstance(experiment, str) else experiment

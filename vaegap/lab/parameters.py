@@ -77,7 +77,12 @@ class Parameter:
         """Whether the value is of the declared type."""
         if not self.type or (value is None and self.default == "None"):
             return True
-        return _matches(value, eval(self.type, {"__builtins__": {}}, dict(_TYPES)))
+        try:
+            declared = eval(self.type, {"__builtins__": {}}, dict(_TYPES))
+        except Exception:
+            raise GridError(f"{self.name}: {self.type}: a parameter's type is one of {', '.join(_TYPES)}, or a list of "
+                            "one of them") from None  # fmt: skip
+        return _matches(value, declared)
 
 
 @dataclass(frozen=True)
@@ -147,14 +152,16 @@ def read_notebook(path: str | os.PathLike[str]) -> dict[str, Parameter]:
     path = Path(path)
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     except FileNotFoundError:
         raise GridError(f"{path}: there is no such notebook") from None
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise GridError(f"{path}: is not a Jupyter notebook") from None
-    for cell in cells:
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            source = cell["source"]
+    for source in tagged:
+        try:
             return declared_in(source if isinstance(source, str) else "".join(source))
+        except (SyntaxError, tokenize.TokenError) as error:
+            raise GridError(f"{path}: its cell with the tag `parameters` is no Python: {error}") from None
     raise GridError(f"{path}: has no cell with the tag `parameters`; add one, `name: type = default  # help` a line")
 
 
