@@ -223,7 +223,7 @@ def _binary(images: Tensor, threshold: float | None) -> Tensor:
     if threshold is None:
         return images
     binary = (images >= threshold).float()
-    if not math.isfinite(threshold) or bool((binary == binary.flatten()[:1]).all()):
+    if binary.numel() and bool((binary == binary.flatten()[0]).all()):  # what a threshold of nan does, too
         least, most = images.min(), images.max()
         raise InputError(
             f"--threshold {threshold} leaves all pixels equal (they lie between {least:.4g} and {most:.4g}): choose a "

@@ -133,7 +133,7 @@ def write_together(files: Mapping[Path, bytes], what: str = "the files") -> None
         what: what they are, for the message.
 
     Raises:
-        StorageError: the disk is full or a folder cannot be written to; all files are as they were.
+        StorageError: the disk is full or a folder cannot be written to; that leaves all files as they were.
     """
     staged: dict[Path, Path] = {}
     try:

@@ -60,9 +60,7 @@ def _make(file: Path, name: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["audited_model"] = module
-    folder = str(file.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # its own imports; it stays, for an encode() may import something, too
+    sys.path.insert(0, str(file.resolve().parent))  # its own imports; it stays, for encode() may import, too
     _told(lambda: spec.loader.exec_module(module), file, str(file))  # type: ignore[union-attr]
     made = getattr(module, name, None)
     if made is None:
